@@ -1,0 +1,77 @@
+# Everything there is to run; `make help` lists it. Each target first makes what it needs of .venv.
+
+# The first Python on PATH that is new enough; `make PYTHON=/path/to/python3.12 test` picks another.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+TEST_ARGS ?=
+BENCH_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+EXAMPLES = $(sort $(wildcard examples/*.py examples/*/run.py))
+
+# Where this is set Python compiles every module at every start, and imports take three times as long.
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint type docs examples bench services clean
+
+help: ## List these commands
+	@echo 'make TARGET, where TARGET is one of'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@echo 'Variables: PYTHON=python3.12  TEST_ARGS="-k local -x"  BENCH_ARGS=--quick'
+
+demo: $(VENV)/made-examples ## Set up, then run the main example: train on digits
+	$(BIN)/python examples/digits/run.py
+
+test: $(VENV)/made-dev ## Set up, then run the tests; TEST_ARGS goes to pytest
+	$(PYTEST) -n auto --maxprocesses 8 $(TEST_ARGS)
+	@echo "make test: passed, with $$($(BIN)/python -V) in $(VENV)"
+
+lint: $(VENV)/made-dev ## Check style, layout, types and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(PYTEST) -q test/test_layers.py
+	@echo 'make lint: nothing to mend'
+
+type: $(VENV)/made-dev ## Check types alone
+	$(BIN)/mypy
+
+docs: $(VENV)/made-docs ## Build the documentation into docs/_build/html
+	$(BIN)/sphinx-build -q -W --keep-going docs docs/_build/html
+	@echo 'make docs: open docs/_build/html/index.html'
+
+examples: $(VENV)/made-examples ## Run every example, the demo included
+	@set -e; for example in $(EXAMPLES); do echo "== $$example"; $(BIN)/python "$$example"; done
+	@echo 'make examples: ran $(words $(EXAMPLES)), each to its end'
+
+bench: $(VENV)/made-bench ## Measure against the floor; BENCH_ARGS goes to bench/run.py
+	$(BIN)/python bench/run.py $(BENCH_ARGS)
+
+services: ## Start the services that tests need (Debian, as root)
+	@echo 'no services needed yet: the tests start only processes of their own'
+
+clean: ## Remove what make made
+	rm -rf $(VENV) dist docs/_build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find bench docs examples nemo_run test -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { \
+		echo 'nemo_run needs Python 3.10 or newer, and PATH holds none.'; \
+		echo 'Install one (Debian: apt install python3 python3-venv; macOS: brew install python),'; \
+		echo 'or name one: make PYTHON=/path/to/python3.12 ...'; exit 1; } >&2
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo 'nemo_run needs Python 3.10 or newer; $(PYTHON) is not. Name another: make PYTHON=...'; exit 1; } >&2
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+		echo '$(PYTHON) cannot make virtual environments; on Debian: apt install python3-venv'; exit 1; } >&2
+	$(PYTHON) -m venv --clear $(VENV)
+
+# One stamp per extra: made-dev says that nemo_run[dev] is installed as pyproject.toml has it now.
+# Compiled at once, whatever the environment says; files that are not meant to compile do not matter.
+$(VENV)/made-%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+	@touch $@

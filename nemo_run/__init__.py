@@ -1,0 +1,68 @@
+"""Configure a task once and run it anywhere: here, in a container, on a cluster, in a cloud."""
+
+from nemo_run._version import __version__
+
+__package_name__ = "nemo_run"
+
+#: Where each public name is defined; nothing is imported until it is used (PEP 562).
+_MODULES = {
+    "AppState": "core.execution.base",
+    "Capability": "core.execution.base",
+    "Config": "config",
+    "ConfigError": "errors",
+    "ConfigurableMixin": "config",
+    "ExecutionError": "errors",
+    "Executor": "core.execution.base",
+    "Expand": "shell",
+    "Experiment": "run.experiment",
+    "JobCancelledError": "errors",
+    "JobFailedError": "errors",
+    "JobHandle": "core.execution.base",
+    "JobLostError": "errors",
+    "JobSpec": "core.execution.base",
+    "JobStatus": "core.execution.base",
+    "JobTimeoutError": "errors",
+    "Launcher": "core.execution.launcher",
+    "LocalExecutor": "core.execution.local",
+    "MissingDependencyError": "errors",
+    "NemoRunError": "errors",
+    "NotFoundError": "errors",
+    "Packager": "core.packaging.base",
+    "PackagingError": "errors",
+    "Partial": "config",
+    "PickledValue": "run.results",
+    "Plan": "core.execution.base",
+    "Plugin": "run.plugin",
+    "Script": "config",
+    "Secret": "secret",
+    "SerializationError": "errors",
+    "StoreError": "errors",
+    "SubmitError": "errors",
+    "Topology": "core.execution.base",
+    "UnpicklableValue": "run.results",
+    "UnsupportedError": "errors",
+    "artifacts_dir": "rundir",
+    "autoconvert": "config",
+    "dryrun_fn": "describe",
+    "help": "describe",
+    "import_executor": "config",
+    "lazy_imports": "lazy",
+}
+#: Reached as attributes without an import of their own; calling `run` runs one task.
+_SUBMODULES = ("cli", "config", "core", "errors", "run")
+
+__all__ = [*_MODULES, "run", "__package_name__", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name in _SUBMODULES:
+        return import_module(f"{__name__}.{name}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES, *_SUBMODULES})

@@ -1,0 +1,159 @@
+"""From a job to its submission: the only maker of AppDefs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemo_run.core.execution.base import Executor, JobSpec
+from nemo_run.core.execution.launcher import Command, get_launcher
+from nemo_run.core.runner import JOB_DIR, SECRET
+from nemo_run.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torchx.specs import AppDef, Role
+
+    from nemo_run.config import Script
+    from nemo_run.core.execution.base import JobHandle
+    from nemo_run.run.job import Job, Task
+    from nemo_run.run.store import ExperimentRecord
+
+
+def make_spec(
+    job: Job,
+    trees: dict[str, Any],
+    experiment: ExperimentRecord,
+    experiment_dir: Path,
+    *,
+    attempt: int = 1,
+    depends_on: tuple[JobHandle, ...] = (),
+) -> JobSpec:
+    """One submission of a job.
+
+    Args:
+        job: The tasks and their executors.
+        trees: By role, what `task.json` holds.
+        experiment: Where it was launched from.
+        experiment_dir: Its folder.
+        attempt: Counts submissions of the same job.
+        depends_on: For backends that start a job after others themselves.
+
+    Raises:
+        ConfigError: a launcher or a script that is not there.
+    """
+    job_dir = experiment_dir / job.id
+    return JobSpec(
+        id=job.id,
+        experiment_id=experiment.id,
+        app=make_app(job, trees, experiment, job_dir),
+        members=tuple(job.executors),
+        job_dir=job_dir,
+        token=make_token(experiment.id, job.id, attempt),
+        depends_on=depends_on,
+    )
+
+
+def make_token(experiment_id: str, job_id: str, attempt: int = 1) -> str:
+    """The key under which a backend finds a submission again."""
+    return f"{experiment_id}/{job_id}/{attempt}"
+
+
+def make_app(job: Job, trees: dict[str, Any], experiment: ExperimentRecord, job_dir: Path) -> AppDef:
+    """A job as TorchX describes it, one role per member."""
+    from torchx.specs import AppDef
+
+    members = zip(job.roles, job.tasks, job.executors, strict=True)
+    roles = [
+        _make_role(name, task, trees[name], executor, experiment, job_dir) for name, task, executor in members
+    ]
+    return AppDef(name=job.id, roles=roles)
+
+
+def script_path(role: str) -> str:
+    """Where an inline script's text lies, below the job's folder."""
+    return f"scripts/{role}.sh"
+
+
+def _make_role(
+    name: str, task: Task, tree: Any, executor: Executor, experiment: ExperimentRecord, job_dir: Path
+) -> Role:
+    from torchx.specs import Resource, Role
+
+    from nemo_run.config import Script
+
+    workdir = _workdir(executor, experiment, job_dir)
+    env = _common_env(experiment, executor, job_dir)
+    if isinstance(task, Script):
+        argv = _script_argv(task, name, executor, job_dir, workdir)
+        env |= executor.env_vars | task.env
+        in_process = None
+    else:
+        argv = [executor.python, executor.runner_path(), str(executor.rundir(job_dir)), name]
+        env |= executor.env_vars | _secrets(tree)
+        env["PYTHONPATH"] = _python_path(executor, experiment, job_dir, env.get("PYTHONPATH"))
+        in_process = tree
+    command = get_launcher(executor.launcher).wrap(Command(argv=tuple(argv)), executor.topology())
+    return Role(
+        name=name,
+        image="",
+        entrypoint=command.argv[0],
+        args=list(command.argv[1:]),
+        env=env | command.env,
+        max_retries=executor.retries,
+        num_replicas=1,
+        resource=Resource(cpu=executor.cpu_limit or -1, gpu=-1, memMB=-1),
+        metadata={"workdir": workdir, "task": in_process},
+    )
+
+
+def _common_env(experiment: ExperimentRecord, executor: Executor, job_dir: Path) -> dict[str, Any]:
+    env = {
+        JOB_DIR: str(executor.rundir(job_dir)),
+        "NEMORUN_EXPERIMENT_ID": experiment.id,
+        "NEMORUN_JOB_ID": job_dir.name,
+        "PYTHONUNBUFFERED": "1",
+    }
+    if executor.log_level:
+        env |= {"NEMORUN_LOG_LEVEL": executor.log_level, "LOGLEVEL": executor.log_level}
+    return env
+
+
+def _workdir(executor: Executor, experiment: ExperimentRecord, job_dir: Path) -> str:
+    """`working_dir` against the launching folder; without one the packaged code, or that folder itself."""
+    if executor.working_dir:
+        return os.path.join(experiment.cwd, os.path.expanduser(executor.working_dir))
+    if (job_dir / "code").is_dir():
+        return str(executor.rundir(job_dir) / "code")
+    return experiment.cwd
+
+
+def _python_path(executor: Executor, experiment: ExperimentRecord, job_dir: Path, given: str | None) -> str:
+    """What the launching script could import, the job can; an executor's own PYTHONPATH comes after."""
+    if (job_dir / "code").is_dir():
+        paths = [str(executor.rundir(job_dir) / "code")]
+    else:
+        paths = experiment.python_path if executor.shares_files() else []
+    return os.pathsep.join([*paths, *([given] if given else [])])
+
+
+def _script_argv(script: Script, role: str, executor: Executor, job_dir: Path, workdir: str) -> list[str]:
+    if not script.inline and not script.m and executor.shares_files() and not (job_dir / "code").is_dir():
+        path = os.path.join(workdir, os.path.expanduser(script.path))
+        if not os.path.exists(path):
+            raise ConfigError(f"script {script.path!r} is not there ({path}); give its path from {workdir!r}")
+    return script.to_command(executor.python, str(executor.rundir(job_dir) / script_path(role)))
+
+
+def _secrets(tree: Any) -> dict[str, Any]:
+    """The secrets among a task's arguments, by the environment variable that hands each over."""
+    from nemo_run.secret import Secret
+
+    if isinstance(tree, list):
+        return {name: value for item in tree for name, value in _secrets(item).items()}
+    if not isinstance(tree, dict):
+        return {}
+    if "_secret_" in tree:
+        secret = Secret.from_source(tree["_secret_"])
+        return {SECRET + secret.name: secret}
+    return {name: value for item in tree.values() for name, value in _secrets(item).items()}

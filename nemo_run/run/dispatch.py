@@ -1,0 +1,356 @@
+"""From jobs to finished jobs: order, submit, poll, wait.
+
+Before a job is handed to its backend its record says so (the intent), afterwards it holds the handle. Whoever
+finds an intent without a handle asks the backend for the token first, so that no job is started twice and
+none is forgotten, whenever the process doing this was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import graphlib
+import logging
+import math
+import os
+import subprocess
+import sys
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemo_run.core.execution.base import TERMINAL, AppState, Capability, Executor, JobSpec, JobStatus
+from nemo_run.errors import ConfigError, NemoRunError, UnsupportedError
+from nemo_run.run.app import make_spec
+from nemo_run.run.look import as_changes, ask, load_jobs, refresh, unfinished
+from nemo_run.run.store import JobRecord, Store
+
+if TYPE_CHECKING:
+    from nemo_run.run.job import Job
+
+logger = logging.getLogger(__name__)
+
+#: Seconds for which a job may be UNKNOWN before nobody waits for it any longer.
+LOST_AFTER = 600.0
+#: A hook for whoever wants to show what happens: called with each record that changed.
+OnChange = Callable[[JobRecord], None]
+
+
+class Dispatcher:
+    """Sees the jobs of one experiment through; it holds nothing that is not on disk too."""
+
+    def __init__(
+        self,
+        store: Store,
+        jobs: Mapping[str, Job],
+        *,
+        workers: int = 16,
+        on_change: OnChange | None = None,
+    ) -> None:
+        self.store = store
+        self.jobs = jobs
+        self.experiment = store.experiment()
+        self.records = {job_id: store.read_job(job_id) for job_id in jobs}
+        self.on_change = on_change or (lambda record: None)
+        self._workers = workers
+        self._dependents: dict[str, list[str]] = defaultdict(list)
+        for job in jobs.values():
+            for name in job.dependencies:
+                self._dependents[name].append(job.id)
+        #: Jobs wait for others (held), then for room (ready), then for their end (running): settled.
+        self._held = dict.fromkeys(jobs)
+        self._ready: deque[str] = deque()
+        self._running: dict[str, None] = {}
+        self._unsettled = set(jobs)
+        #: Held jobs to look at again, because something they depend on has changed.
+        self._stirred = deque(jobs)
+        self._unseen_since: dict[str, float] = {}
+
+    # --- the loop ---------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, JobRecord]:
+        """Submit what is due and wait until every job has ended; a job nobody can see any more is UNKNOWN."""
+        pause = 0.0
+        self._resume()
+        while self._unsettled:
+            changed = self._submit_due()
+            if self._running:
+                changed |= self._poll()
+            pause = 0.0 if changed else self._pause(pause)
+        return self.records
+
+    def submit_due(self) -> bool:
+        """Submit what can start now, and say whether that was everything."""
+        self._resume()
+        self._submit_due()
+        return not self._held and not self._ready
+
+    def _resume(self) -> None:
+        """Take over where an earlier process stopped: adopt what it submitted without hearing of it."""
+        for job_id, record in self.records.items():
+            unanswered = record.intent and not record.handle and not record.terminal
+            if unanswered and (handle := self._executor(job_id).find(record.token)):
+                record = self._update(job_id, handle=handle)
+            if record.terminal:
+                self._settle(job_id)
+            elif record.handle:
+                self._held.pop(job_id, None)
+                self._running[job_id] = None
+
+    # --- order ------------------------------------------------------------------------------------------
+
+    def _settle(self, job_id: str) -> None:
+        self._held.pop(job_id, None)
+        self._running.pop(job_id, None)
+        self._unsettled.discard(job_id)
+        self._stirred.extend(self._dependents[job_id])
+
+    def _collect_ready(self) -> None:
+        """Pass on to the jobs that may start, over those that never will."""
+        while self._stirred:
+            job_id = self._stirred.popleft()
+            if job_id not in self._held:
+                continue
+            if blocker := self._blocker(job_id):
+                reason = f"never started, because job {blocker.id!r} is {blocker.state}"
+                self._update(job_id, state=AppState.CANCELLED, message=reason, ended=time.time())
+                self._settle(job_id)
+            elif self._may_start(job_id):
+                del self._held[job_id]
+                self._ready.append(job_id)
+
+    def _blocker(self, job_id: str) -> JobRecord | None:
+        """A dependency that has ended and did not succeed."""
+        settled = (name for name in self.jobs[job_id].dependencies if name not in self._unsettled)
+        records = map(self.records.__getitem__, settled)
+        return next((record for record in records if record.state != AppState.SUCCEEDED), None)
+
+    def _may_start(self, job_id: str) -> bool:
+        """Whether all it depends on has succeeded, or its backend has the rest and starts it after them."""
+        executor, unsettled = self._executor(job_id), self._pending_dependencies(job_id)
+        native = Capability.DEPENDENCIES in executor.capabilities
+        return not unsettled or (
+            native
+            and all(self.records[name].handle for name in unsettled)
+            and {_backend(self._executor(name)) for name in unsettled} == {_backend(executor)}
+        )
+
+    def _pending_dependencies(self, job_id: str) -> list[str]:
+        return [name for name in self.jobs[job_id].dependencies if name in self._unsettled]
+
+    # --- submitting -------------------------------------------------------------------------------------
+
+    def _submit_due(self) -> bool:
+        self._collect_ready()
+        due = self._take_due()
+        if len(due) > 1 and self._workers > 1:
+            with ThreadPoolExecutor(min(self._workers, len(due))) as pool:
+                list(pool.map(self._submit, due))
+        else:
+            for job_id in due:
+                self._submit(job_id)
+        for job_id in due:
+            if self.records[job_id].terminal:
+                self._settle(job_id)
+            else:
+                self._running[job_id] = None
+                self._stirred.extend(self._dependents[job_id])
+        return bool(due)
+
+    def _take_due(self) -> list[str]:
+        """Of the ready jobs as many as their backends' limits leave room for."""
+        room: dict[tuple[type, str], float] = {}
+        for job_id in (*self._ready, *self._running):
+            limit = self._executor(job_id).parallel_limit()
+            room.setdefault(_backend(self._executor(job_id)), math.inf if limit is None else limit)
+        for job_id in self._running:
+            room[_backend(self._executor(job_id))] -= 1
+        due: list[str] = []
+        later: deque[str] = deque()
+        while self._ready and any(left > 0 for left in room.values()):
+            job_id = self._ready.popleft()
+            backend = _backend(self._executor(job_id))
+            (due if room[backend] > 0 else later).append(job_id)
+            room[backend] -= 1
+        self._ready.extendleft(reversed(later))
+        return due
+
+    def _submit(self, job_id: str) -> None:
+        """Submit one job: intent first, handle after. A refusal is the job's end, not the experiment's."""
+        job, executor = self.jobs[job_id], self._executor(job_id)
+        try:
+            spec = self._stage(job)
+            plan = executor.plan(spec)
+            self.store.write(f"{job_id}/plan.txt", plan.text)
+            if self._update(
+                job_id, sync=executor.remote, intent=time.time(), state=AppState.SUBMITTED
+            ).terminal:
+                return  # somebody cancelled it meanwhile
+            if type(executor).execute is Executor.execute:
+                handle = executor.submit(plan)
+            else:
+                handle = executor.execute(job.tasks if job.group else job.tasks[0], spec)
+        except NemoRunError as exc:
+            logger.error("job %s of %s could not be submitted: %s", job_id, self.store.id, exc)
+            reason = f"not submitted: {exc}"
+            self._update(job_id, state=AppState.FAILED, message=reason, ended=time.time())
+        else:
+            self._update(job_id, sync=executor.remote, handle=handle)
+
+    def _stage(self, job: Job) -> JobSpec:
+        for executor in job.executors:
+            executor.packager.package(self.store.job_dir(job.id) / "code")
+        trees = self.store.read_json(f"{job.id}/task.json")
+        pending = map(self.records.__getitem__, self._pending_dependencies(job.id))
+        depends_on = tuple(record.handle for record in pending if record.handle)
+        return make_spec(job, trees, self.experiment, self.store.path, depends_on=depends_on)
+
+    # --- polling ----------------------------------------------------------------------------------------
+
+    def _poll(self) -> bool:
+        """Ask each backend once about all its jobs; True if any job has news."""
+        asked = defaultdict(list)
+        for job_id in self._running:
+            asked[_backend(self._executor(job_id))].append(job_id)
+        news = False
+        for job_ids in asked.values():
+            for job_id, status in zip(job_ids, self._ask(job_ids), strict=True):
+                news |= self._take_note(job_id, status)
+        return news
+
+    def _ask(self, job_ids: list[str]) -> list[JobStatus]:
+        handles = [handle for job_id in job_ids if (handle := self.records[job_id].handle)]
+        return ask(self._executor(job_ids[0]), handles)
+
+    def _take_note(self, job_id: str, status: JobStatus) -> bool:
+        if status.state == AppState.UNKNOWN:
+            return self._unseen(job_id, status)
+        self._unseen_since.pop(job_id, None)
+        before = self.records[job_id]
+        if status.state in TERMINAL:
+            self._update(job_id, **as_changes(status))
+            self._settle(job_id)
+        elif (seen := replace(before, **as_changes(status))) != before:
+            # Not written down: whoever opens the experiment asks the backend too.
+            self.records[job_id] = seen
+            self.on_change(seen)
+        return self.records[job_id] != before
+
+    def _unseen(self, job_id: str, status: JobStatus) -> bool:
+        """A job that cannot be seen keeps its last state, until waiting for it makes no sense."""
+        age = time.monotonic() - self._unseen_since.setdefault(job_id, time.monotonic())
+        if age < LOST_AFTER:
+            return False
+        message = f"not seen for {age:.0f} s: {status.message}"
+        self._update(job_id, state=AppState.UNKNOWN, message=message)
+        self._settle(job_id)
+        return True
+
+    def _pause(self, last: float) -> float:
+        """Wait longer each time nothing has changed, within what the backends ask for; returns how long."""
+        by_backend = {_backend(self._executor(job_id)): self._executor(job_id) for job_id in self._running}
+        intervals = [executor.poll_interval for executor in by_backend.values()] or [(0.01, 0.01)]
+        shortest, longest = min(low for low, _ in intervals), min(high for _, high in intervals)
+        seconds = min(max(shortest, last * 1.5), longest)
+        if len(by_backend) == 1:
+            (executor,) = by_backend.values()
+            executor.await_news(
+                [h for job_id in self._running if (h := self.records[job_id].handle)], seconds
+            )
+        else:
+            time.sleep(seconds)
+        return seconds
+
+    # --- records ----------------------------------------------------------------------------------------
+
+    def _update(self, job_id: str, *, sync: bool = False, **changes: Any) -> JobRecord:
+        before = self.records[job_id]
+        if all(getattr(before, name) == value for name, value in changes.items()):
+            return before
+        record = self.records[job_id] = self.store.update_job(job_id, sync=sync, **changes)
+        self.on_change(record)
+        return record
+
+    def _executor(self, job_id: str) -> Executor:
+        return self.jobs[job_id].executors[0]
+
+
+def check(jobs: Mapping[str, Job]) -> None:
+    """Refuse what cannot be run, before anything is.
+
+    Raises:
+        ConfigError: a dependency is unknown or depends on itself in the end.
+        UnsupportedError: a group for a backend without groups.
+    """
+    for job in jobs.values():
+        for name in job.dependencies:
+            if name not in jobs:
+                raise ConfigError(f"job {job.id!r} depends on {name!r}, which is no job of this experiment")
+        executor = job.executors[0]
+        if job.group and Capability.GROUPS not in executor.capabilities:
+            name = type(executor).__name__
+            raise UnsupportedError(
+                f"{name} cannot run {job.id!r}, a group; add its tasks one by one,"
+                " or use an executor with groups",
+                executor=name,
+                capability="GROUPS",
+            )
+    try:
+        graphlib.TopologicalSorter({job.id: job.dependencies for job in jobs.values()}).prepare()
+    except graphlib.CycleError as exc:
+        raise ConfigError("jobs depend on each other in a circle: " + " → ".join(exc.args[1])) from exc
+
+
+def wait(store: Store, see_through: Callable[[], dict[str, JobRecord]]) -> dict[str, JobRecord]:
+    """Wait until all jobs have ended, or can no longer be seen.
+
+    Args:
+        store: The experiment.
+        see_through: Dispatches it; called once no other process does.
+    """
+    pause = 0.02
+    while True:
+        with store.dispatching() as ours:
+            if ours:
+                return see_through()
+        records = {record.id: record for record in refresh(store)}
+        if all(record.state == AppState.UNKNOWN for record in unfinished(records.values())):
+            return records
+        time.sleep(pause)
+        pause = min(pause * 1.5, 2.0)
+
+
+def run_in_background(store: Store) -> int:
+    """Start a process that sees an experiment through after this one has gone; returns its number."""
+    root = str(Path(__file__).parents[2])
+    code = (
+        f"import sys; sys.path.insert(1, {root!r}); from nemo_run.run.dispatch import main; main(sys.argv[1])"
+    )
+    with open(store.path / "dispatcher.log", "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(store.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=store.path,
+            env=dict(os.environ),
+            start_new_session=True,
+        )
+    process.returncode = 0  # it is meant to outlive us, so `subprocess` need not warn that it does
+    return process.pid
+
+
+def main(path: str) -> None:
+    """Dispatch the experiment in this folder to its end, unless another process already does."""
+    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(message)s")
+    store = Store(Path(path))
+    with store.dispatching() as ours, contextlib.suppress(KeyboardInterrupt):
+        if ours:
+            Dispatcher(store, load_jobs(store)).run()
+
+
+def _backend(executor: Executor) -> tuple[type, str]:
+    return type(executor), executor.cluster()

@@ -1,0 +1,569 @@
+"""Experiment: one task or many, run together and remembered; a thin front over the store and dispatch."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from nemo_run import console
+from nemo_run.config import Config
+from nemo_run.core.execution.base import AppState, Capability, Executor, Plan
+from nemo_run.core.execution.local import LocalExecutor
+from nemo_run.core.serialization import to_tree
+from nemo_run.errors import ConfigError, NotFoundError, UnsupportedError
+from nemo_run.run import dispatch, look
+from nemo_run.run.app import make_spec
+from nemo_run.run.errors import raise_for
+from nemo_run.run.job import Job, as_task, role_names, task_name, unique_name
+from nemo_run.run.launch import git_record, launch_record, main_source, record_files
+from nemo_run.run.logs import Tail
+from nemo_run.run.plugin import Plugin
+from nemo_run.run.results import job_value
+from nemo_run.run.store import (
+    ExperimentRecord,
+    JobEntry,
+    JobRecord,
+    Store,
+    created_ms,
+    experiment_dir,
+    new_id,
+    scan,
+)
+
+logger = logging.getLogger("nemo_run")
+
+#: The experiment whose `with` block is being run.
+current_experiment: ContextVar[Experiment | None] = ContextVar("nemo_current_experiment", default=None)
+
+
+class Status(dict[str, dict[str, Any]]):
+    """What `Experiment.status` returns: by job id its `name`, `status`, `executor`, `handle`, …"""
+
+    def __str__(self) -> str:
+        return ", ".join(f"{job_id}: {entry['status']!s}" for job_id, entry in self.items())
+
+
+class Experiment:
+    """Tasks that are run together and remembered under NEMORUN_HOME.
+
+    Two forms:
+
+        with run.Experiment("title") as exp:
+            exp.add(run.Partial(train, lr=0.1), executor=run.LocalExecutor(), name="train")
+            exp.run()
+
+        results = run.Experiment(task=train, executor=run.LocalExecutor(), name="train").run()
+
+    Args:
+        title: What experiments of this kind are called; the name of the task where it is left out.
+        executor: For tasks added without one; a LocalExecutor by default.
+        id: Used instead of `<title>_<milliseconds>`; it must begin with the title and end in `_<something>`.
+        log_level: Level of nemo_run's own messages.
+        task: The one task of the second form: a function, Partial, Config, Script, or a list for a group.
+        name: The second form's title and job id.
+        base_dir: Used instead of NEMORUN_HOME.
+        clean_mode: Show no progress and no goodbye.
+        enable_goodbye_message: Say at the end how to come back.
+        threadpool_workers: Jobs that are being submitted at the same time.
+        skip_status_at_exit: Show no table of states at the end.
+        raise_on_failure: Raise an ExecutionError when a job has not succeeded.
+        serialize_metadata_for_scripts: Accepted for scripts that give it; metadata is always kept.
+    """
+
+    def __init__(
+        self,
+        title: str | None = None,
+        executor: Executor | Config[Any] | None = None,
+        id: str | None = None,
+        log_level: str = "INFO",
+        *,
+        task: Any = None,
+        name: str | None = None,
+        base_dir: str | os.PathLike[str] | None = None,
+        clean_mode: bool = False,
+        enable_goodbye_message: bool = True,
+        threadpool_workers: int = 16,
+        skip_status_at_exit: bool = False,
+        serialize_metadata_for_scripts: bool = True,
+        raise_on_failure: bool = True,
+    ) -> None:
+        if title is None and task is None and name is None:
+            raise ConfigError('an Experiment needs a title: run.Experiment("title")')
+        self.title = title or name or _title_of(task)
+        self.base_dir = Path(base_dir).expanduser().absolute() if base_dir else None
+        self.id = id or self._free_id()
+        self.executor = as_executor(executor)
+        self._jobs: list[Job] | None = []
+        self.raise_on_failure = raise_on_failure
+        self._quiet = clean_mode
+        self._goodbye = enable_goodbye_message and not clean_mode
+        self._show_status = not (skip_status_at_exit or clean_mode)
+        self._workers = threadpool_workers
+        self._trees: dict[str, dict[str, Any]] = {}
+        self._store: Store | None = None
+        self._main_source = main_source()
+        self._token: Any = None
+        logger.setLevel(log_level)
+        if task is not None:
+            self.add(task, name=name or "")
+
+    def _free_id(self, after: int = 0) -> str:
+        """An id that no experiment has; another process may still take it before ours is written."""
+        stamp = max(time.time_ns() // 1_000_000, after + 1)
+        while experiment_dir(self.title, new_id(self.title, stamp), self.base_dir).exists():
+            stamp += 1
+        return new_id(self.title, stamp)
+
+    @property
+    def path(self) -> Path:
+        """The experiment's folder; it is there once the experiment is run."""
+        return experiment_dir(self.title, self.id, self.base_dir)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs; of an experiment that was run before they are loaded when first asked for."""
+        if self._jobs is None:
+            self._jobs = list(look.load_jobs(self._open()).values())
+        return self._jobs
+
+    # --- building ---------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        task: Any,
+        executor: Executor | Config[Any] | list[Any] | None = None,
+        name: str = "",
+        plugins: Plugin | list[Plugin] | None = None,
+        tail_logs: bool = False,
+        dependencies: list[str] | None = None,
+    ) -> str:
+        """Add a job; nothing is written or started.
+
+        Args:
+            task: A function, Partial, Config or Script; a list of them is a group, whose members start
+                together: one that fails takes the others down, one that succeeds does not.
+            executor: Where it runs; the experiment's own by default. For a group one, or one per task.
+            name: Its id; a name that is taken gets a number.
+            plugins: Applied to copies of the task and the executor.
+            tail_logs: Print what it prints while the run is attached.
+            dependencies: Ids of jobs that must succeed first.
+
+        Returns:
+            The job's id.
+
+        Raises:
+            ConfigError: something given cannot work.
+            SerializationError: the task holds something that another process could not be given.
+        """
+        if self._store is not None:
+            raise ConfigError(f"experiment {self.id!r} has been run; use reset() for a new one to add to")
+        group = isinstance(task, list)
+        tasks = [copy.deepcopy(as_task(item)) for item in (task if group else [task])]
+        if not tasks:
+            raise ConfigError("a group needs at least one task")
+        self._check_dependencies(dependencies := list(dependencies or []))
+        executors = self._executors_for(executor, len(tasks))
+        taken = [job.id for job in self.jobs]
+        job_id = unique_name(name or ("group" if group else task_name(tasks[0])), taken)
+        job = Job(
+            id=job_id,
+            tasks=tasks,
+            executors=executors,
+            roles=role_names(job_id, tasks) if group else [job_id],
+            dependencies=dependencies,
+            plugins=[plugins] if isinstance(plugins, Plugin) else list(plugins or []),
+            tail_logs=tail_logs,
+            group=group,
+        )
+        self._assign(job)
+        for plugin in job.plugins:
+            for member, member_executor in zip(job.tasks, job.executors, strict=True):
+                plugin.setup(member, member_executor)
+        self._trees[job.id] = {role: to_tree(item) for role, item in zip(job.roles, job.tasks, strict=True)}
+        for member_executor in job.executors:
+            to_tree(member_executor)
+        self.jobs.append(job)
+        return job.id
+
+    def _check_dependencies(self, dependencies: list[str]) -> None:
+        known = [job.id for job in self.jobs]
+        for name in dependencies:
+            if name not in known:
+                raise ConfigError(f"cannot depend on that: {NotFoundError('job', name, known)}")
+
+    def _executors_for(self, given: Any, count: int) -> list[Executor]:
+        listed = given if isinstance(given, list) else [given] * count
+        executors = [copy.deepcopy(as_executor(item) if item else self.executor) for item in listed]
+        if len(executors) == 1:
+            executors = [copy.deepcopy(executors[0]) for _ in range(count)]
+        if len(executors) != count:
+            raise ConfigError(f"a group of {count} tasks takes one executor or {count}, not {len(executors)}")
+        if len({type(executor) for executor in executors}) > 1:
+            raise ConfigError("the tasks of a group run together, so their executors must be of one class")
+        return executors
+
+    def _assign(self, job: Job) -> None:
+        for executor in job.executors:
+            executor.assign(self.id, str(self.path), job.id, job.id)
+        for plugin in job.plugins:
+            plugin.assign(self.id)
+
+    # --- running ----------------------------------------------------------------------------------------
+
+    def run(
+        self, sequential: bool = False, detach: bool = False, tail_logs: bool = False, direct: bool = False
+    ) -> dict[str, Any]:
+        """Run the jobs and wait for them, unless told otherwise.
+
+        Args:
+            sequential: One after the other, in the order they were added.
+            detach: Return as soon as the jobs are on their way; order and limits are then kept by a process
+                that outlives this one.
+            tail_logs: Print what all jobs print.
+            direct: Call the tasks one after the other in this process.
+
+        Returns:
+            The value of each job that has succeeded, by job id.
+
+        Raises:
+            ConfigError: something cannot work; nothing has been started.
+            ExecutionError: a job has not succeeded, once all have ended (see `raise_on_failure`).
+        """
+        if self._store is not None:
+            logger.warning("experiment %s has been run already; reset() gives a new one like it", self.id)
+            return self.results()
+        if sequential:
+            self._chain()
+        self._check(detach)
+        store = self._store = self._create()
+        if direct:
+            from nemo_run.run.direct import run_direct
+
+            run_direct(store, self.jobs)
+            return self.results()
+        with git_record(store, Path.cwd()):
+            records = self._detach(store) if detach else self._attend(store, tail_logs)
+        if self._goodbye:
+            console.goodbye(self.id, list(records.values()), left_running=detach)
+        if self.raise_on_failure:
+            raise_for(store, records.values())
+        return self.results()
+
+    def _chain(self) -> None:
+        if any(job.dependencies for job in self.jobs):
+            raise ConfigError("sequential=True orders jobs itself; leave out their dependencies, or it")
+        for before, job in zip(self.jobs, self.jobs[1:], strict=False):
+            job.dependencies = [before.id]
+
+    def _check(self, detach: bool) -> None:
+        """Everything that can be known to fail is found here, before anything is written or started."""
+        if not self.jobs:
+            raise ConfigError(f"experiment {self.title!r} has no jobs; add some first: exp.add(task)")
+        dispatch.check({job.id: job for job in self.jobs})
+        for job in self.jobs if detach else ():
+            executor = job.executors[0]
+            if Capability.DETACH not in executor.capabilities:
+                name = type(executor).__name__
+                raise UnsupportedError(
+                    f"jobs of {name} end with the process that launched them; run job {job.id!r} attached",
+                    executor=name,
+                    capability="DETACH",
+                )
+        for _ in self._plans():
+            pass
+
+    def _plans(self) -> Iterator[tuple[Job, Plan]]:
+        record = self._record()
+        for job in self.jobs:
+            yield job, job.executors[0].plan(make_spec(job, self._trees[job.id], record, self.path))
+
+    def _record(self) -> ExperimentRecord:
+        return launch_record(self.id, self.title, self.jobs)
+
+    def _create(self) -> Store:
+        while True:
+            try:
+                files = record_files(self.jobs, self._trees, self._main_source, self.id)
+                return Store.create(self._record(), files, base=self.base_dir)
+            except FileExistsError:
+                # Another process made an experiment of this title in the same millisecond.
+                self.id = self._free_id(after=created_ms(self.path))
+                for job in self.jobs:
+                    self._assign(job)
+
+    def _detach(self, store: Store) -> dict[str, JobRecord]:
+        with store.dispatching():
+            dispatcher = self._dispatcher(store)
+            complete = dispatcher.submit_due()
+        if not complete:
+            dispatch.run_in_background(store)
+        return dispatcher.records
+
+    def _attend(self, store: Store, tail_logs: bool = False) -> dict[str, JobRecord]:
+        """See the jobs through, showing how they do; Ctrl-C asks what becomes of them."""
+        while True:
+            try:
+                return dispatch.wait(store, lambda: self._dispatch(store, tail_logs))
+            except KeyboardInterrupt:
+                if self._interrupted(store) != "wait":
+                    raise
+
+    def _dispatch(self, store: Store, tail_logs: bool) -> dict[str, JobRecord]:
+        dispatcher = self._dispatcher(store)
+        tails = {job.id: Tail(job.id) for job in self.jobs if tail_logs or job.tail_logs}
+        quiet = self._quiet or bool(tails)
+        with console.Progress(self.title, dispatcher.records, store.path, quiet=quiet) as progress:
+
+            def on_change(record: JobRecord) -> None:
+                progress.update(record)
+                if record.handle and (tail := tails.get(record.id)):
+                    executors = self._executors(record.id)
+                    secrets = look.secret_values(executors)
+                    tail.start(executors[0], record.handle, self._entry(record.id).roles, secrets)
+
+            dispatcher.on_change = on_change
+            records = dispatcher.run()
+            for tail in tails.values():
+                tail.finish()
+        return records
+
+    def _dispatcher(self, store: Store) -> dispatch.Dispatcher:
+        return dispatch.Dispatcher(store, {job.id: job for job in self.jobs}, workers=self._workers)
+
+    def _interrupted(self, store: Store) -> str:
+        left = look.unfinished(store.read_job(entry.id) for entry in store.experiment().jobs)
+        answer = console.ask_what_becomes(len(left)) if left else "leave"
+        if answer == "cancel":
+            look.cancel(store)
+            self._watch_cancelled(store)
+        elif answer == "leave" and any(not record.intent for record in left):
+            dispatch.run_in_background(store)
+        return answer
+
+    def _watch_cancelled(self, store: Store, patience: float = 30.0) -> None:
+        deadline = time.monotonic() + patience
+        while look.unfinished(records := look.refresh(store)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        console.print_rows(console.JOB_COLUMNS, console.job_rows(records), stream=sys.stderr)
+
+    def dryrun(self, log: bool = True, exist_ok: bool = False, delete_exp_dir: bool = True) -> None:
+        """Print what each job would submit; nothing is written and nothing started.
+
+        Args:
+            log: Whether to print at all, or only check.
+            exist_ok: Accepted for scripts that give it; nothing is made that could exist.
+            delete_exp_dir: Likewise; there is nothing to delete.
+        """
+        self._check(detach=False)
+        for job, plan in self._plans():
+            if log:
+                print(f"# --- job {job.id} of experiment {self.id}: {job.executors[0].info()}\n{plan.text}")
+
+    # --- looking ----------------------------------------------------------------------------------------
+
+    def status(self, return_dict: bool = False) -> Status:
+        """How the jobs are doing, from any process.
+
+        Args:
+            return_dict: Do not print a table as well.
+        """
+        from torchx.specs import AppState as TorchXState
+
+        store = self._open()
+        records = look.refresh(store)
+        if not return_dict:
+            console.print_status(self.id, records, resources=look.resources(store, records))
+        status = Status()
+        for record in records:
+            executor = self._executors(record.id)[0]
+            status[record.id] = {
+                "name": record.id,
+                "status": TorchXState(int(record.state)),
+                "message": record.message,
+                "exit_code": record.exit_code,
+                "executor": executor.info(),
+                "job_id": record.handle.id if record.handle else "",
+                "handle": record.handle,
+                "local_dir": str(store.job_dir(record.id)),
+            }
+        return status
+
+    def logs(self, job_id: str, regex: str | None = None, follow: bool = False) -> None:
+        """Print what a job has printed, without the values of its secrets.
+
+        Args:
+            job_id: Which job.
+            regex: Only lines with a match.
+            follow: Go on until the job ends.
+
+        Raises:
+            NotFoundError: there is no such job, or it has not started.
+        """
+        entry = self._entry(job_id)
+        for role, line in look.read_job_logs(self._open(), entry, regex=regex, follow=follow):
+            print(line if len(entry.roles) == 1 else f"{role} │ {line}")
+
+    def cancel(self, job_id: str | None = None) -> None:
+        """Ask a job, or all of them, to end; it does not wait, and is harmless when they have."""
+        look.cancel(self._open(), None if job_id is None else [job_id])
+
+    def wait(self) -> dict[str, Any]:
+        """Wait for the jobs; submits what the process that launched them did not come to, if it is gone.
+
+        Returns, raises: as `run`.
+        """
+        store = self._open()
+        records = self._attend(store)
+        if self.raise_on_failure:
+            raise_for(store, records.values())
+        return self.results()
+
+    def results(self) -> dict[str, Any]:
+        """The value of each job that has succeeded, by job id; for a group by role."""
+        store = self._open()
+        succeeded = (record for record in look.refresh(store) if record.state == AppState.SUCCEEDED)
+        return {record.id: self._value(store, record) for record in succeeded}
+
+    def result(self, job_id: str) -> Any:
+        """The value of one job.
+
+        Raises:
+            NotFoundError: there is no such job.
+            ExecutionError: it has not succeeded.
+        """
+        store, entry = self._open(), self._entry(job_id)
+        record = next(record for record in look.refresh(store) if record.id == entry.id)
+        if not record.terminal:
+            raise NotFoundError("value yet of job", job_id)
+        raise_for(store, [record])
+        return self._value(store, record)
+
+    def _value(self, store: Store, record: JobRecord) -> Any:
+        return job_value(store.job_dir(record.id), self._entry(record.id).roles, record.attempt)
+
+    def artifacts(self, job_id: str) -> Path:
+        """The folder with the files a job left."""
+        return self._open().job_dir(self._entry(job_id).id) / "artifacts"
+
+    @property
+    def tasks(self) -> list[Any]:
+        """The tasks of all jobs; a group's as a list."""
+        return [job.tasks if job.group else job.tasks[0] for job in self.jobs]
+
+    def to_config(self) -> Config[Experiment]:
+        """This experiment, without its jobs, as a Config."""
+        base_dir = str(self.base_dir) if self.base_dir else None
+        return Config(Experiment, title=self.title, executor=self.executor, id=self.id, base_dir=base_dir)
+
+    def _entry(self, job_id: str) -> JobEntry:
+        entries = {entry.id: entry for entry in self._open().experiment().jobs}
+        if job_id not in entries:
+            raise NotFoundError("job", job_id, list(entries))
+        return entries[job_id]
+
+    def _executors(self, job_id: str) -> list[Executor]:
+        """A job's executors; what else there is of the experiment is not loaded for them."""
+        if self._jobs is not None:
+            return next(job.executors for job in self._jobs if job.id == job_id)
+        return look.load_executors(self._open(), self._entry(job_id))
+
+    def _open(self) -> Store:
+        if self._store is None:
+            raise NotFoundError("record yet of experiment", self.id)
+        return self._store
+
+    # --- coming back ------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_id(cls, id: str, *, base_dir: str | os.PathLike[str] | None = None) -> Experiment:
+        """An experiment that was run before, by its id, title or a unique beginning of its id.
+
+        Raises:
+            NotFoundError: there is none.
+            StoreError: it cannot be read.
+        """
+        return cls._load(Store.open(id, base=Path(base_dir) if base_dir else None), base_dir)
+
+    @classmethod
+    def from_title(cls, title: str, *, base_dir: str | os.PathLike[str] | None = None) -> Experiment:
+        """The newest experiment of a title."""
+        return cls.from_id(title, base_dir=base_dir)
+
+    @classmethod
+    def catalog(cls, title: str = "", *, base_dir: str | os.PathLike[str] | None = None) -> list[str]:
+        """The ids of all experiments, or of those of one title, oldest first."""
+        found = scan(title or None, base=Path(base_dir) if base_dir else None)
+        return [path.name for path in reversed(found)]
+
+    @classmethod
+    def _load(cls, store: Store, base_dir: Any) -> Experiment:
+        record = store.experiment()
+        experiment = cls(record.title, id=record.id, base_dir=base_dir)
+        experiment._store = store
+        experiment._jobs = None
+        return experiment
+
+    def reset(self) -> Experiment:
+        """A new experiment with the same jobs, dependencies and plugins, ready to be changed and run.
+
+        What plugins did to tasks and executors is in them already and is not done again; the launching
+        script is not run.
+        """
+        store = self._open()
+        new = Experiment(self.title, self.executor, base_dir=self.base_dir)
+        new._main_source = look.main_text(store) or new._main_source
+        new.raise_on_failure = self.raise_on_failure
+        for job in self.jobs:
+            job = replace(copy.deepcopy(job))
+            new._assign(job)
+            new._trees[job.id] = store.read_json(f"{job.id}/task.json")
+            new.jobs.append(job)
+        return new
+
+    def __enter__(self) -> Experiment:
+        self._token = current_experiment.set(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        current_experiment.reset(self._token)
+        if kind is None and self._store is None and self.jobs:
+            logger.warning("experiment %s was not run: call exp.run() inside the with block", self.title)
+
+    def __repr__(self) -> str:
+        return f"<Experiment {self.id}: {', '.join(job.id for job in self._jobs or ()) or 'no jobs loaded'}>"
+
+
+def as_executor(executor: Executor | Config[Any] | None) -> Executor:
+    """An executor from an instance or a Config of one.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if executor is None:
+        return LocalExecutor()
+    if isinstance(executor, Config):
+        import fiddle
+
+        executor = fiddle.build(executor)
+    if not isinstance(executor, Executor):
+        raise ConfigError(
+            f"executor is {type(executor).__name__} {executor!r}; give one such as run.LocalExecutor()"
+            " or run.Config(run.LocalExecutor, …)"
+        )
+    executor.check()
+    return executor
+
+
+def _title_of(task: Any) -> str:
+    return task_name(as_task(task[0] if isinstance(task, list) and task else task))

@@ -1,0 +1,140 @@
+"""What is written down of a launch: the records of an experiment, the script it came from, its git state."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import site
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nemo_run._version import __version__
+from nemo_run.config import Script
+from nemo_run.core.main_module import definitions, launch_source
+from nemo_run.core.runner import mentioned_names
+from nemo_run.core.serialization import to_tree, tree_to_yaml
+from nemo_run.errors import ConfigError
+from nemo_run.run.app import make_token, script_path
+from nemo_run.run.job import Job
+from nemo_run.run.store import ExperimentRecord, JobRecord, Store, dump
+
+
+def launch_record(experiment_id: str, title: str, jobs: list[Job]) -> ExperimentRecord:
+    """`experiment.json` of a launch from this process."""
+    return ExperimentRecord(
+        id=experiment_id,
+        title=title,
+        created=time.time(),
+        jobs=[job.entry() for job in jobs],
+        cwd=os.getcwd(),
+        python_path=python_path(),
+        versions={"nemo_run": __version__, "python": platform.python_version()},
+    )
+
+
+def record_files(
+    jobs: list[Job], trees: Mapping[str, Mapping[str, Any]], source: str | None, experiment_id: str
+) -> dict[str, str]:
+    """Everything that is written when an experiment is made: text by path below its folder.
+
+    Raises:
+        ConfigError: a task is defined in a session whose source cannot be had.
+    """
+    files = {} if source is None else {"main.py": source}
+    kept: dict[frozenset[str], str] = {}
+    for job in jobs:
+        executors = [to_tree(executor) for executor in job.executors]
+        token = make_token(experiment_id, job.id)
+        files[f"{job.id}/task.json"] = dump(trees[job.id])
+        files[f"{job.id}/task.yaml"] = tree_to_yaml(trees[job.id])
+        files[f"{job.id}/executor.json"] = dump(executors)
+        files[f"{job.id}/job.json"] = dump(JobRecord(id=job.id, token=token).to_json())
+        for role, task in zip(job.roles, job.tasks, strict=True):
+            if isinstance(task, Script) and task.inline:
+                files[f"{job.id}/{script_path(role)}"] = task.inline
+        needed = frozenset(mentioned_names([trees[job.id], executors]))
+        if needed and needed not in kept:
+            kept[needed] = _definitions(source, needed)
+        if needed:
+            files[f"{job.id}/configs/main.py"] = kept[needed]
+    return files
+
+
+def _definitions(source: str | None, needed: frozenset[str]) -> str:
+    if source is None:
+        names = ", ".join(sorted(needed))
+        raise ConfigError(
+            f"{names} was defined in a session whose source nemo_run cannot read, so a job could not find it;"
+            " put it into a .py file and import it"
+        )
+    return definitions(source, set(needed))
+
+
+def main_source() -> str | None:
+    """The text of the launching script, if there is one."""
+    return launch_source()
+
+
+def python_path() -> list[str]:
+    """What this process can import from beyond what any start of its interpreter can."""
+    own = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    own |= {*site.getsitepackages(), site.getusersitepackages()}
+    given = {path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path}
+    paths = dict.fromkeys(os.path.abspath(path) for path in sys.path)
+    zipped = os.path.join(
+        sys.base_prefix, "lib", f"python{sys.version_info.major}{sys.version_info.minor}.zip"
+    )
+    return [
+        path
+        for path in paths
+        if path not in own
+        and path not in given
+        and path != zipped
+        and not any(path.startswith(folder + os.sep) for folder in own)
+        and os.path.isdir(path)
+    ]
+
+
+@contextlib.contextmanager
+def git_record(store: Store, folder: Path) -> Iterator[None]:
+    """Meanwhile write down the commit and the changes that the code was launched with."""
+    thread = threading.Thread(target=_write_git, args=(store, folder), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(timeout=10)
+
+
+def _write_git(store: Store, folder: Path) -> None:
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return
+    diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or ""
+    record = {"commit": commit.strip(), "folder": str(folder), "uncommitted_changes": bool(diff)}
+    with contextlib.suppress(Exception):  # the experiment may be deleted meanwhile
+        if diff:
+            store.write("git.diff", diff)
+        store.write("git.json", json.dumps(record, indent=1) + "\n")
+
+
+def _git(folder: Path, *args: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "--no-optional-locks", "-C", str(folder), *args],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=60,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode(errors="surrogateescape") if done.returncode == 0 else None

@@ -1,0 +1,325 @@
+"""Looking at an experiment from any process: its jobs as they are now, and ending them.
+
+Nothing here needs Fiddle or TorchX, unless a job's tasks are asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemo_run.core import runner
+from nemo_run.core.execution.base import AppState, Executor, JobHandle, JobStatus
+from nemo_run.errors import NemoRunError, NotFoundError, StoreError
+from nemo_run.run.logs import masker, read_logs
+from nemo_run.run.results import read_outcome
+from nemo_run.run.store import ExperimentRecord, JobEntry, JobRecord, Store
+
+if TYPE_CHECKING:
+    from nemo_run.run.job import Job
+
+logger = logging.getLogger(__name__)
+
+#: Seconds an intent may stand without a handle before somebody else asks the backend about it.
+_ANSWER_EXPECTED = 5.0
+
+
+def load_executors(store: Store, entry: JobEntry) -> list[Executor]:
+    """A job's executors, one per role.
+
+    Raises:
+        StoreError: the record cannot be read, or names a class that is not there.
+    """
+    trees = store.read_json(f"{entry.id}/executor.json")
+    try:
+        with definitions(store.job_dir(entry.id)):
+            return [runner.build(tree) for tree in trees]
+    except Exception as exc:  # building runs the constructors of users' classes, which may raise anything
+        raise StoreError(
+            f"cannot load the executor of job {entry.id!r} of {store.id!r}: {type(exc).__name__}: {exc}"
+        ) from exc
+
+
+def load_jobs(store: Store) -> dict[str, Job]:
+    """All jobs of an experiment, with their tasks."""
+    return {entry.id: load_job(store, entry) for entry in store.experiment().jobs}
+
+
+def load_job(store: Store, entry: JobEntry) -> Job:
+    """A job with its tasks."""
+    from nemo_run.core.serialization import from_tree
+    from nemo_run.run.job import Job
+
+    trees = store.read_json(f"{entry.id}/task.json")
+    with definitions(store.job_dir(entry.id)):
+        tasks = [_as_task(from_tree(trees[role])) for role in entry.roles]
+        plugins = [runner.build(tree) for tree in entry.plugins]
+    return Job(
+        id=entry.id,
+        tasks=tasks,
+        executors=load_executors(store, entry),
+        roles=entry.roles,
+        dependencies=entry.dependencies,
+        plugins=plugins,
+        tail_logs=entry.tail_logs,
+        group=entry.group,
+    )
+
+
+def _as_task(loaded: Any) -> Any:
+    """A Script is written like any dataclass, and so comes back as a Config of one."""
+    from nemo_run.config import Config, Script
+
+    if isinstance(loaded, Config) and loaded.__fn_or_cls__ is Script:
+        import fiddle
+
+        return fiddle.build(loaded)
+    return loaded
+
+
+@contextlib.contextmanager
+def definitions(job_dir: Path) -> Iterator[None]:
+    """Let names of the launching script resolve, as `__main__`, while a record that uses them is loaded."""
+    path = job_dir / "configs" / "main.py"
+    own_main = sys.modules["__main__"]
+    if not path.exists() or _is_same_script(own_main, job_dir):
+        yield
+        return
+    try:
+        runner.load_main(str(path))
+        yield
+    finally:
+        sys.modules["__main__"] = own_main
+
+
+def _is_same_script(module: Any, job_dir: Path) -> bool:
+    """Whether the running script is the one that launched, so that its own classes are the ones meant."""
+    file, copy = getattr(module, "__file__", None), job_dir.parent / "main.py"
+    try:
+        return file is not None and Path(file).read_bytes() == copy.read_bytes()
+    except OSError:
+        return False
+
+
+# --- jobs as they are now -------------------------------------------------------------------------------
+
+
+def refresh(store: Store, experiment: ExperimentRecord | None = None) -> list[JobRecord]:
+    """The records of all jobs, brought up to date by one question to each backend.
+
+    What a backend says is only written down when it is an end: everything else is the dispatching process's
+    to record. A record that cannot be read is shown as UNKNOWN, with the reason.
+    """
+    experiment = experiment or store.experiment()
+    records = {entry.id: _read(store, entry.id) for entry in experiment.jobs}
+    live = [entry for entry in experiment.jobs if _is_live(records[entry.id])]
+    asked: dict[tuple[type, str], list[tuple[JobEntry, Executor]]] = defaultdict(list)
+    for entry in live:
+        try:
+            executor = load_executors(store, entry)[0]
+        except StoreError as exc:
+            records[entry.id] = replace(records[entry.id], state=AppState.UNKNOWN, message=str(exc))
+            continue
+        if record := _with_handle(store, records[entry.id], executor):
+            records[entry.id] = record
+            asked[type(executor), executor.cluster()].append((entry, executor))
+    for group in asked.values():
+        handles = [handle for entry, _ in group if (handle := records[entry.id].handle)]
+        for (entry, _), status in zip(group, ask(group[0][1], handles), strict=True):
+            record = replace(records[entry.id], **as_changes(status))
+            if record.terminal:
+                record = store.update_job(entry.id, **as_changes(status))
+            records[entry.id] = record
+    return list(records.values())
+
+
+def ask(executor: Executor, handles: list[JobHandle]) -> list[JobStatus]:
+    """One status per handle; a backend that cannot answer knows nothing, which is no verdict on its jobs."""
+    try:
+        return executor.status(handles)
+    except (NemoRunError, OSError) as exc:
+        logger.warning("%s does not answer: %s", type(executor).__name__, exc)
+        return [JobStatus(state=AppState.UNKNOWN, message=str(exc))] * len(handles)
+
+
+def as_changes(status: JobStatus) -> dict[str, Any]:
+    """What a status changes in a job's record."""
+    changes: dict[str, Any] = {"state": AppState(int(status.state)), "message": status.message}
+    changes |= {"exit_code": status.exit_code, "attempt": status.attempt}
+    for name in ("started", "ended"):
+        if (value := getattr(status, name)) is not None:
+            changes[name] = value
+    if changes["state"] in (AppState.SUCCEEDED, AppState.FAILED, AppState.CANCELLED):
+        changes.setdefault("ended", time.time())
+    return changes
+
+
+def _is_live(record: JobRecord) -> bool:
+    return not record.terminal and record.intent is not None
+
+
+def _read(store: Store, job_id: str) -> JobRecord:
+    try:
+        return store.read_job(job_id)
+    except StoreError as exc:
+        return JobRecord(id=job_id, token="", state=AppState.UNKNOWN, message=str(exc))
+
+
+def _with_handle(store: Store, record: JobRecord, executor: Executor) -> JobRecord | None:
+    """The record with its handle, asking the backend for the token where the answer is overdue."""
+    if record.handle:
+        return record
+    if record.intent is None or time.time() - record.intent < _ANSWER_EXPECTED:
+        return None
+    handle = executor.find(record.token)
+    return store.update_job(record.id, handle=handle) if handle else None
+
+
+def unfinished(records: Iterable[JobRecord]) -> list[JobRecord]:
+    """Those that have not ended."""
+    return [record for record in records if not record.terminal]
+
+
+# --- ending and explaining ------------------------------------------------------------------------------
+
+
+def cancel(store: Store, job_ids: Iterable[str] | None = None) -> list[str]:
+    """Ask jobs (all of them by default) to end, and keep those not yet submitted from starting.
+
+    Returns:
+        The ids of the jobs that had not ended.
+
+    Raises:
+        NotFoundError: there is no such job.
+    """
+    experiment = store.experiment()
+    entries = {entry.id: entry for entry in experiment.jobs}
+    asked = []
+    # Last first, so that no dependent starts because what it waits for has just ended.
+    for job_id in reversed(list(entries if job_ids is None else job_ids)):
+        if job_id not in entries:
+            raise NotFoundError("job", job_id, list(entries))
+        record = store.read_job(job_id)
+        if record.terminal:
+            continue
+        asked.append(job_id)
+        if record.intent is None:
+            record = store.update_job(
+                job_id, state=AppState.CANCELLED, message="cancelled before it started", ended=time.time()
+            )
+            if record.terminal:
+                continue
+        executor = load_executors(store, entries[job_id])[0]
+        if handle := record.handle or executor.find(record.token):
+            executor.cancel(handle)
+        else:
+            store.update_job(job_id, state=AppState.CANCELLED, message="cancelled", ended=time.time())
+    return asked
+
+
+def read_job_logs(
+    store: Store, entry: JobEntry, *, regex: str | None = None, follow: bool = False, role: str | None = None
+) -> Iterator[tuple[str, str]]:
+    """(role, line) of what a job printed, without the values of its secrets.
+
+    Raises:
+        NotFoundError: it has not started, or has no such role.
+    """
+    record = store.read_job(entry.id)
+    if role is not None and role not in entry.roles:
+        raise NotFoundError("role", role, entry.roles)
+    executors = load_executors(store, entry)
+    handle = record.handle or (executors[0].find(record.token) if record.intent else None)
+    if handle is None:
+        if not record.terminal:
+            raise NotFoundError("log yet of job", entry.id)
+        return iter([(entry.roles[0], line) for line in log_tail(store, entry, record, 10**9).splitlines()])
+    roles = entry.roles if role is None else [role]
+    secrets = secret_values(executors)
+    return read_logs(executors[0], handle, roles, regex=regex, follow=follow, secrets=secrets)
+
+
+def secret_values(executors: Iterable[Executor]) -> list[str]:
+    """The values of executors' secrets as far as they can be read here, to be kept out of what is shown."""
+    values = []
+    for executor in executors:
+        for value in executor.env_vars.values():
+            if hasattr(value, "resolve"):
+                with contextlib.suppress(NemoRunError):
+                    values.append(value.resolve())
+    return values
+
+
+def error_of(store: Store, entry: JobEntry, record: JobRecord) -> Mapping[str, str] | None:
+    """The error that a Python task of this job recorded."""
+    for role in entry.roles:
+        if error := read_outcome(store.job_dir(entry.id), role, record.attempt).error:
+            return error
+    return None
+
+
+def log_paths(store: Store, entry: JobEntry) -> list[Path]:
+    """The log files of a job that are on this machine."""
+    return sorted((store.job_dir(entry.id) / "logs").glob("*.log"))
+
+
+def log_tail(store: Store, entry: JobEntry, record: JobRecord, lines: int = 20) -> str:
+    """The last lines of the first role's log."""
+    stem = runner.record_stem(entry.roles[0], 0, record.attempt)
+    path = store.job_dir(entry.id) / "logs" / f"{stem}.log"
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - 64 * 1024))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def masked(store: Store, entry: JobEntry, text: str) -> str:
+    """A text of a job without the values of its secrets, as far as they can be read here."""
+    try:
+        secrets = secret_values(load_executors(store, entry))
+    except StoreError:
+        return text
+    return masker(secrets)(text)
+
+
+def main_text(store: Store) -> str | None:
+    """The launching script as it was."""
+    try:
+        return (store.path / "main.py").read_text(encoding="utf-8", errors="surrogateescape")
+    except FileNotFoundError:
+        return None
+
+
+def resources(store: Store, records: Iterable[JobRecord]) -> dict[str, str]:
+    """By job id what a monitored job uses, by its last sample, and the most memory it has used."""
+    shown = {}
+    for record in records:
+        try:
+            lines = (store.job_dir(record.id) / "resources.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            continue
+        samples = [json.loads(line) for line in lines if line.endswith("}")]
+        if samples:
+            peak = max(sample["rss_bytes"] for sample in samples)
+            shown[record.id] = _usage(samples[-1], peak, record.terminal)
+    return shown
+
+
+def _usage(sample: Mapping[str, Any], peak: int, ended: bool) -> str:
+    parts = [f"peak memory {peak / 2**20:.0f} MiB"]
+    if not ended:
+        parts.insert(0, f"CPU {sample['cpu_percent']:.0f} %")
+        for gpu in sample.get("gpus", ()):
+            parts.append(f"GPU {gpu['index']} {gpu['percent']} %")
+    return ", ".join(parts)

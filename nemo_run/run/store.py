@@ -1,0 +1,423 @@
+"""The experiment's directory: every path, every record, and how they are written.
+
+    $NEMORUN_HOME/experiments/<title>/<title>_<milliseconds>/
+      experiment.json  main.py  git.json  git.diff
+      <job>/  task.json task.yaml executor.json plan.txt job.json
+              code/ scripts/ configs/ logs/ results/ artifacts/
+
+A record is written to a new file that is flushed and renamed into place, so a reader sees the old one or the
+new one. An experiment appears by one rename and disappears by one, so nobody sees half of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from nemo_run.core.execution.base import TERMINAL, AppState, JobHandle
+from nemo_run.core.runner import write
+from nemo_run.errors import NotFoundError, StoreError
+from nemo_run.home import get_nemorun_home, open_home
+
+#: The version of the records; a reader refuses what a newer nemo_run wrote, and reads what older ones wrote.
+SCHEMA = 1
+#: Folders that are being made or deleted begin with these.
+_NEW, _TRASH = ".new-", ".trash-"
+_UNSAFE = re.compile(r"[/\x00-\x1f\x7f]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEntry:
+    """A job as the experiment knows it: what does not change."""
+
+    id: str
+    #: One per member; the names of their logs and results.
+    roles: list[str]
+    dependencies: list[str] = field(default_factory=list)
+    tail_logs: bool = False
+    #: Plugins as trees; what they changed is in the task and the executor already.
+    plugins: list[Any] = field(default_factory=list)
+    group: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentRecord:
+    """`experiment.json`."""
+
+    id: str
+    title: str
+    created: float
+    jobs: list[JobEntry]
+    #: Where it was launched, and what Python tasks find their modules by.
+    cwd: str
+    python_path: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRecord:
+    """`job.json`, the one file of a job that changes. Times are seconds since the epoch."""
+
+    id: str
+    token: str
+    state: AppState = AppState.UNSUBMITTED
+    message: str = ""
+    exit_code: int | None = None
+    attempt: int = 1
+    #: When its submission began: with no handle beside it, an answer is still owed.
+    intent: float | None = None
+    handle: JobHandle | None = None
+    started: float | None = None
+    ended: float | None = None
+
+    @property
+    def terminal(self) -> bool:
+        """Whether this is the end."""
+        return self.state in TERMINAL
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        handle = self.handle.to_json() if self.handle else None
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return values | {"state": AppState(self.state).name, "handle": handle}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> JobRecord:
+        """From what `to_json` gave."""
+        handle = JobHandle.from_json(record["handle"]) if record["handle"] else None
+        return cls(**{**record, "state": AppState[record["state"]], "handle": handle})
+
+
+class Store:
+    """One experiment's directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    # --- making -----------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, record: ExperimentRecord, files: Mapping[str, str], *, base: Path | None = None) -> Store:
+        """Write a whole experiment, then let it appear.
+
+        Args:
+            record: What `experiment.json` will hold.
+            files: Text by path below the experiment's folder.
+            base: Used instead of NEMORUN_HOME.
+
+        Raises:
+            FileExistsError: there is an experiment of this id.
+            StoreError: the folder cannot be written to.
+        """
+        final = experiment_dir(record.title, record.id, base)
+        new = final.with_name(f"{_NEW}{record.id}.{os.getpid()}"[:250])
+        try:
+            if base is None:
+                open_home()
+            new.mkdir(mode=0o700, parents=True)
+            for name, text in files.items():
+                _write_new(new / name, text)
+            _write_new(new / "experiment.json", dump(asdict(record)))
+            _rename_whole(new, final)
+        except FileExistsError:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        except OSError as exc:
+            shutil.rmtree(new, ignore_errors=True)
+            raise StoreError(
+                f"cannot write experiment {record.id!r} under {str(final.parent)!r}: {exc.strerror or exc}."
+                " Free some space, or set NEMORUN_HOME to another folder."
+            ) from exc
+        return cls(final)
+
+    @classmethod
+    def open(cls, name: str, *, base: Path | None = None) -> Store:
+        """An experiment by id, by title (the newest of that title) or by a unique beginning of its id.
+
+        Raises:
+            NotFoundError: none, or more than one, is meant.
+        """
+        exact = _experiments(base) / name.rpartition("_")[0] / name
+        if name and "/" not in name and (exact / "experiment.json").exists():
+            return cls(exact)
+        if same_title := [path for path in scan(name, base=base) if _title_of(path) == name]:
+            return cls(same_title[0])
+        known = scan(base=base)
+        matches = [path for path in known if name and path.name.startswith(name)]
+        if len(matches) == 1:
+            return cls(matches[0])
+        if matches:
+            raise NotFoundError("single experiment begins with", name, [path.name for path in matches])
+        raise NotFoundError("experiment", name, list(dict.fromkeys(path.parent.name for path in known)))
+
+    # --- reading ----------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """The experiment's id."""
+        return self.path.name
+
+    def experiment(self) -> ExperimentRecord:
+        """`experiment.json`.
+
+        Raises:
+            StoreError: it cannot be read, or a newer nemo_run wrote it.
+        """
+        record = self._read("experiment.json")
+        if record.get("schema", 0) > SCHEMA:
+            raise StoreError(
+                f"experiment {self.id!r} was written by a newer nemo_run (schema {record['schema']},"
+                f" this one reads up to {SCHEMA}); upgrade nemo_run to look at it"
+            )
+        try:
+            jobs = [JobEntry(**job) for job in record["jobs"]]
+            return ExperimentRecord(**{**record, "jobs": jobs})
+        except (KeyError, TypeError, AttributeError) as exc:
+            raise StoreError(f"cannot read {self.path / 'experiment.json'}: {exc!r}") from exc
+
+    def job_dir(self, job_id: str) -> Path:
+        """A job's folder."""
+        return self.path / job_id
+
+    def read_job(self, job_id: str) -> JobRecord:
+        """`job.json`.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        try:
+            return JobRecord.from_json(self._read(f"{job_id}/job.json"))
+        except (KeyError, TypeError) as exc:
+            raise StoreError(f"cannot read {self.path / job_id / 'job.json'}: {exc!r}") from exc
+
+    def read_json(self, name: str) -> Any:
+        """Any other record, by its path below the experiment's folder."""
+        return self._read(name)
+
+    def _read(self, name: str) -> Any:
+        path = self.path / name
+        try:
+            return json.loads(path.read_bytes())
+        except (OSError, ValueError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) else f"not valid JSON ({exc})"
+            raise StoreError(f"cannot read {path}: {reason}") from exc
+
+    # --- changing ---------------------------------------------------------------------------------------
+
+    def update_job(self, job_id: str, *, sync: bool = False, **changes: Any) -> JobRecord:
+        """Change a job's record; one that is terminal stays as it is, unless a later attempt says otherwise.
+
+        Args:
+            job_id: Which job.
+            sync: Wait for the disk, because the job is about to be where a crash of this machine is survived.
+            changes: Fields of its record.
+
+        Returns:
+            The record as it then stands.
+        """
+        with self.lock():
+            current = self.read_job(job_id)
+            changed = replace(current, **changes)
+            if current.terminal and changed.attempt <= current.attempt:
+                return current
+            if changed != current:
+                self.write(f"{job_id}/job.json", dump(changed.to_json()), sync=sync)
+            return changed
+
+    def write(self, name: str, text: str, *, sync: bool = False) -> None:
+        """Write a file below the experiment's folder whole or not at all; see `runner.write`.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        try:
+            write(str(self.path / name), text, sync=sync)
+        except OSError as exc:
+            raise StoreError(f"cannot write {self.path / name}: {exc.strerror}") from exc
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from changing this experiment's records meanwhile."""
+        with _locked(self.path / ".lock", fcntl.LOCK_EX):
+            yield
+
+    @contextlib.contextmanager
+    def dispatching(self) -> Iterator[bool]:
+        """Be the one process that submits this experiment's jobs: False if another one is.
+
+        The system lets go of it when that process ends, however it ends.
+        """
+        with _locked(self.path / ".dispatch", fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
+            yield held
+
+    def delete(self) -> None:
+        """Remove the experiment: by a rename at once, then file by file."""
+        trash = self.path.with_name(f"{_TRASH}{self.id}.{os.getpid()}"[:250])
+        try:
+            self.path.rename(trash)
+        except FileNotFoundError:
+            return
+        _remove(trash)
+
+
+# --- names and places -----------------------------------------------------------------------------------
+
+
+def folder_name(title: str) -> str:
+    """A title as the name of a folder: what a file system cannot hold becomes `-`, the rest stays."""
+    name = _UNSAFE.sub("-", title).strip() or "-"
+    if name.startswith("."):
+        name = "-" + name.lstrip(".")
+    raw = os.fsencode(name)
+    if len(raw) > 120:
+        name = raw[:100].decode(errors="ignore") + "-" + hashlib.sha256(raw).hexdigest()[:8]
+    return name
+
+
+def new_id(title: str, milliseconds: int) -> str:
+    """An experiment's id."""
+    return f"{folder_name(title)}_{milliseconds}"
+
+
+def experiment_dir(title: str, experiment_id: str, base: Path | None = None) -> Path:
+    """Where an experiment lies or would lie."""
+    return _experiments(base) / folder_name(title) / experiment_id
+
+
+def created_ms(path: Path) -> int:
+    """When an experiment was made, from its id: 0 if the id does not say."""
+    stamp = path.name.rpartition("_")[2]
+    return int(stamp) if stamp.isdecimal() else 0
+
+
+def scan(title: str | None = None, *, base: Path | None = None) -> list[Path]:
+    """The folders of all experiments (of one title), newest first; nothing in them is read."""
+    root = _experiments(base)
+    titles = _folders(root) if title is None else [str(root / folder_name(title))]
+    found = [path for folder in titles for path in _folders(folder)]
+    return sorted(map(Path, found), key=lambda path: (created_ms(path), path.name), reverse=True)
+
+
+def collect_garbage(base: Path | None = None) -> list[Path]:
+    """Remove what makers and deleters that were killed left behind; returns the folders removed."""
+    removed = []
+    for folder in _folders(_experiments(base)):
+        for path in map(Path, _folders(folder, hidden=True)):
+            if path.name.startswith(_TRASH) or (path.name.startswith(_NEW) and _abandoned(path)):
+                _remove(path)
+                removed.append(path)
+        with contextlib.suppress(OSError):
+            Path(folder).rmdir()
+    return removed
+
+
+def _experiments(base: Path | None) -> Path:
+    return (base or get_nemorun_home()) / "experiments"
+
+
+def _folders(path: str | Path, hidden: bool = False) -> list[str]:
+    try:
+        with os.scandir(path) as entries:
+            return [e.path for e in entries if e.name.startswith(".") is hidden and e.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _title_of(path: Path) -> str | None:
+    try:
+        return Store(path).experiment().title
+    except StoreError:
+        return None
+
+
+def _abandoned(path: Path, after: float = 3600.0) -> bool:
+    """Nobody takes this long to write an experiment."""
+    try:
+        return time.time() - path.stat().st_mtime > after
+    except FileNotFoundError:
+        return False
+
+
+# --- files ----------------------------------------------------------------------------------------------
+
+
+def dump(record: Any) -> str:
+    """A record as readable JSON."""
+    return json.dumps(record, indent=1) + "\n"
+
+
+def _write_new(path: Path, text: str) -> None:
+    """A file nobody looks at yet."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileNotFoundError:
+        path.parent.mkdir(mode=0o700, parents=True)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        file.write(text)
+
+
+def _rename_whole(new: Path, final: Path) -> None:
+    # The system's rename replaces an empty folder, which only a stranger could have made here.
+    try:
+        new.rename(final)
+    except OSError as exc:
+        if final.exists():
+            raise FileExistsError(exc.errno, exc.strerror, str(final)) from exc
+        raise
+
+
+@contextlib.contextmanager
+def _locked(path: Path, how: int) -> Iterator[bool]:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as exc:
+        raise StoreError(f"cannot lock {path}: {exc.strerror}") from exc
+    try:
+        yield _try_lock(fd, how)
+    finally:
+        os.close(fd)
+
+
+def _try_lock(fd: int, how: int) -> bool:
+    try:
+        fcntl.flock(fd, how)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # A file system without locks: records are still whole, and one process at a time is up to the user.
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder that others may be removing or still writing to."""
+    for _ in range(20):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(0.05)
+
+
+def summarize(records: Sequence[JobRecord]) -> AppState:
+    """One state for a whole experiment: what is still going on, else the worst that happened."""
+    states = {record.state for record in records}
+    for state in (AppState.RUNNING, AppState.PENDING, AppState.SUBMITTED, AppState.UNKNOWN, AppState.FAILED):
+        if state in states:
+            return state
+    if states == {AppState.SUCCEEDED}:
+        return AppState.SUCCEEDED
+    if AppState.CANCELLED in states:
+        return AppState.CANCELLED
+    return AppState.RUNNING if AppState.SUCCEEDED in states else AppState.UNSUBMITTED

@@ -1,0 +1,71 @@
+"""The only place where words become shell text."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+
+
+class Expand(str):
+    """Text that the shell on the node expands (`$(hostname)`, `$HOME/x`); everything else arrives as written.
+
+    It stands for one argument or one environment value, and stays one word whatever it expands to.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"Expand({str.__repr__(self)})"
+
+
+def is_name(name: str) -> bool:
+    """Whether a POSIX shell takes this as the name of a variable."""
+    return _NAME.match(name) is not None
+
+
+def quote(word: str) -> str:
+    """One word as shell text: byte for byte, except that an `Expand` is expanded inside double quotes."""
+    if isinstance(word, Expand):
+        return '"' + _escape_outside_substitution(word) + '"'
+    return shlex.quote(word)
+
+
+def join(argv: Iterable[str]) -> str:
+    """An argument list as one line of shell."""
+    return " ".join(map(quote, argv))
+
+
+def exports(env: Mapping[str, str]) -> str:
+    """One `export NAME=value` line per variable."""
+    return "".join(f"export {name}={quote(value)}\n" for name, value in env.items())
+
+
+def expands(argv: Iterable[str], env: Mapping[str, str]) -> bool:
+    """Whether anything here needs a shell at all."""
+    return any(isinstance(word, Expand) for word in (*argv, *env.values()))
+
+
+def through_shell(argv: Iterable[str], env: Mapping[str, str]) -> list[str]:
+    """An argument list that has `sh` expand what is marked, then become the command."""
+    marked = {name: value for name, value in env.items() if isinstance(value, Expand)}
+    return ["/bin/sh", "-c", f"{exports(marked)}exec {join(argv)}"]
+
+
+def _escape_outside_substitution(text: str) -> str:
+    """Keep a double quote of the text itself from closing the quotes around it.
+
+    Inside `$( )` and backquotes double quotes belong to the inner command and stay as they are.
+    """
+    out, depth, ticks = [], 0, False
+    for at, char in enumerate(text):
+        if char == "`" and (at == 0 or text[at - 1] != "\\"):
+            ticks = not ticks
+        elif char == "(" and (depth or text[at - 1 : at] == "$"):
+            depth += 1
+        elif char == ")" and depth:
+            depth -= 1
+        out.append('\\"' if char == '"' and not depth and not ticks else char)
+    return "".join(out)

@@ -1,0 +1,3 @@
+"""A module that only the test of lazy imports imports."""
+
+VALUE = 1
