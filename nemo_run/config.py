@@ -304,17 +304,17 @@ class Script(ConfigurableMixin):
     """A program to run as a task: a file in the packaged code, or text given here.
 
     Raises:
-        ConfigError: there is neither path nor inline, `args` is one text, or `m` is set and the entrypoint
-            is not Python.
+        ConfigError: there is neither path nor inline, `args` is one text or holds a Secret, or `m` is set and
+            the entrypoint is not Python.
     """
 
     #: The file to run, relative to the packaged code; with `m`, the module.
     path: str = ""
     #: The program's text; it wins over `path`, and `args` are not for it.
     inline: str = ""
-    #: Each arrives as one word, byte for byte; a `run.Expand` is expanded on the node, a `run.Secret` read.
+    #: Each arrives as one word, byte for byte; a `run.Expand` is expanded on the node.
     args: list[Any] = field(default_factory=list)
-    #: Added to the executor's `env_vars`; values are as in `args`.
+    #: Added to the executor's `env_vars`; values may be `run.Secret` or `run.Expand` too.
     env: dict[str, Any] = field(default_factory=dict)
     #: What runs it; `python` is the executor's interpreter.
     entrypoint: str = "bash"
@@ -328,6 +328,10 @@ class Script(ConfigurableMixin):
             raise ConfigError("a Script needs a path or an inline program")
         if isinstance(self.args, str):
             raise ConfigError(f"a Script's args are a list of words, not the text {self.args!r}")
+        if any(isinstance(arg, Secret) for arg in self.args):
+            raise ConfigError(
+                "a Script's args are seen by everybody who lists processes; hand a Secret over in its env"
+            )
         if self.m and not any(Path(word).name.startswith("python") for word in self._entrypoint()):
             raise ConfigError(f"m=True needs entrypoint='python', not {self.entrypoint!r}")
 
@@ -337,17 +341,17 @@ class Script(ConfigurableMixin):
             return Path(self.path).name
         return re.sub(r"[^A-Za-z0-9_-]+", "_", self.inline.strip())[:10].strip("_") or "script"
 
-    def to_command(self, python: str, inline_path: str | None = None) -> list[Any]:
-        """The words that run it: str, `Expand` and `Secret`; `python` is the interpreter to use.
+    def to_command(self, python: str, inline_path: str | None = None) -> list[str]:
+        """The words that run it, `Expand`s among them; `python` is the interpreter to use.
 
         An inline program is the file `inline_path`, or follows `-c` where that is None (the default).
         """
-        words: list[Any] = self._entrypoint()
+        words = self._entrypoint()
         if words and words[0] in ("python", "python3"):
             words[0] = python
         if self.inline:
             return words + ([inline_path] if inline_path else ["-c", self.inline])
-        args = [arg if isinstance(arg, (str, Secret)) else str(arg) for arg in self.args]
+        args = [arg if isinstance(arg, str) else str(arg) for arg in self.args]
         return [*words, *(["-m"] if self.m else []), self.path, *args]
 
     def _entrypoint(self) -> list[str]:

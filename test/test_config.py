@@ -248,10 +248,14 @@ class TestScript:
             Script(**kwargs)
 
     def test_words_stay_words(self) -> None:
-        args = ["a b", "a'b", "$a", "", "ü\n", Expand("$HOME"), Secret("T")]
+        args = ["a b", "a'b", "$a", "", "ü\n", Expand("$HOME")]
         command = Script("x.sh", args=args).to_command("/py")
         assert command == ["bash", "x.sh", *args]
-        assert type(command[-2]) is Expand
+        assert type(command[-1]) is Expand
+
+    def test_a_secret_is_no_argument_because_arguments_are_seen_by_everybody(self) -> None:
+        with pytest.raises(ConfigError, match="hand a Secret over in its env"):
+            Script("x.sh", args=["--token", Secret("T")])
 
     @pytest.mark.parametrize("python", ["python", "python3"])
     def test_python_is_the_given_interpreter(self, python: str) -> None:

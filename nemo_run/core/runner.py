@@ -12,7 +12,7 @@ import sys
 
 TYPE_CHECKING = False  # `typing` itself takes as long to import as Python takes to start
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import ModuleType
     from typing import Any
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 JOB_DIR, ATTEMPT, REPLICA = "NEMORUN_JOB_DIR", "NEMORUN_ATTEMPT", "NEMORUN_REPLICA"
 #: Prefix of the variables that hand over `run.Secret`s given as task arguments; gone once they are read.
 SECRET = "NEMORUN_SECRET_"
+
+#: Set while the launching script's definitions are executed, where nothing may be launched again.
+LOADING = "NEMORUN_LOADING"
 
 
 class NeedsFiddle(Exception):
@@ -76,7 +79,7 @@ def call(tree: Any) -> Any:
     """Build what a task's tree describes and call it; the value is the task's value."""
     try:
         if tree.get("_partial_"):
-            target, args, kwargs = _bound(tree, {}, "")
+            target, args, kwargs = _Builder(_LEAVES).bound(tree, "")
             return target(*args, **kwargs)
         return build(tree)
     except NeedsFiddle:
@@ -88,49 +91,64 @@ def call(tree: Any) -> Any:
         return built() if tree.get("_partial_") else built
 
 
-def build(tree: Any, memo: dict[int, Any] | None = None, path: str = "") -> Any:
+def build(tree: Any, leaves: Mapping[str, Any] | None = None) -> Any:
     """The object that a tree describes; nodes that were shared are shared again.
+
+    Args:
+        tree: What `core/serialization.py` wrote.
+        leaves: How some kinds of leaves become values, where that is not as for a task.
 
     Raises:
         NeedsFiddle: it holds a buildable other than Config and Partial.
     """
-    memo = {} if memo is None else memo
-    if isinstance(tree, list):
-        return [build(item, memo, f"{path}[{at}]") for at, item in enumerate(tree)]
-    if not isinstance(tree, dict):
-        return tree
-    if "_ref_" in tree:
-        return memo[tree["_ref_"]]
-    value = _build_node(tree, memo, path)
-    if "_id_" in tree:
-        memo[tree["_id_"]] = value
-    return value
+    return _Builder({**_LEAVES, **(leaves or {})}).build(tree, "")
 
 
-def _build_node(tree: dict[str, Any], memo: dict[int, Any], path: str) -> Any:
-    if "_buildable_" in tree:
-        raise NeedsFiddle(tree["_buildable_"])
-    if "_target_" in tree:
-        if tree.get("_call_") is False:
-            return resolve(tree["_target_"])
-        target, args, kwargs = _bound(tree, memo, path)
-        if tree.get("_partial_"):
-            import functools
+class _Builder:
+    """Builds one tree; it remembers the nodes that are shared."""
 
-            return functools.partial(target, *args, **kwargs)
-        return _called(target, args, kwargs, path)
-    if kind := next((key for key in tree if key in _LEAVES), None):
-        return _LEAVES[kind](tree, lambda item: build(item, memo, path))
-    return {key: build(item, memo, f"{path}[{key!r}]") for key, item in tree.items()}
+    def __init__(self, leaves: Mapping[str, Any]) -> None:
+        self._leaves = leaves
+        self._shared: dict[int, Any] = {}
 
+    def build(self, tree: Any, path: str) -> Any:
+        """The object of a tree that stands at `path` in the task."""
+        if isinstance(tree, list):
+            return [self.build(item, f"{path}[{at}]") for at, item in enumerate(tree)]
+        if not isinstance(tree, dict):
+            return tree
+        if "_ref_" in tree:
+            return self._shared[tree["_ref_"]]
+        value = self._node(tree, path)
+        if "_id_" in tree:
+            self._shared[tree["_id_"]] = value
+        return value
 
-def _bound(tree: dict[str, Any], memo: dict[int, Any], path: str) -> tuple[Any, list[Any], dict[str, Any]]:
-    target = resolve(tree["_target_"])
-    args = [build(item, memo, f"{path}[{at}]") for at, item in enumerate(tree.get("_args_", ()))]
-    named = {key: item for key, item in tree.items() if not (key.startswith("_") and key.endswith("_"))}
-    named.update(tree.get("_kwargs_", {}))
-    kwargs = {key: build(item, memo, f"{path}.{key}".lstrip(".")) for key, item in named.items()}
-    return target, args, kwargs
+    def _node(self, tree: dict[str, Any], path: str) -> Any:
+        if "_buildable_" in tree:
+            raise NeedsFiddle(tree["_buildable_"])
+        if "_target_" in tree:
+            if tree.get("_call_") is False:
+                return resolve(tree["_target_"])
+            target, args, kwargs = self.bound(tree, path)
+            if tree.get("_partial_"):
+                import functools
+
+                return functools.partial(target, *args, **kwargs)
+            return _called(target, args, kwargs, path)
+        for kind, leaf in self._leaves.items():
+            if kind in tree:
+                return leaf(tree, lambda item: self.build(item, path))
+        return {key: self.build(item, f"{path}[{key!r}]") for key, item in tree.items()}
+
+    def bound(self, tree: dict[str, Any], path: str) -> tuple[Any, list[Any], dict[str, Any]]:
+        """What a call's tree calls, and with what."""
+        target = resolve(tree["_target_"])
+        args = [self.build(item, f"{path}[{at}]") for at, item in enumerate(tree.get("_args_", ()))]
+        named = {key: item for key, item in tree.items() if not (key.startswith("_") and key.endswith("_"))}
+        named.update(tree.get("_kwargs_", {}))
+        kwargs = {key: self.build(item, f"{path}.{key}".lstrip(".")) for key, item in named.items()}
+        return target, args, kwargs
 
 
 def _called(target: Any, args: list[Any], kwargs: dict[str, Any], path: str) -> Any:
@@ -221,7 +239,11 @@ def load_main(path: str) -> ModuleType:
     module = type(sys)("__main__")
     module.__file__ = path
     sys.modules["__main__"] = module
-    exec(compile(source, path, "exec"), module.__dict__)
+    os.environ[LOADING] = "1"
+    try:
+        exec(compile(source, path, "exec"), module.__dict__)
+    finally:
+        del os.environ[LOADING]
     return module
 
 

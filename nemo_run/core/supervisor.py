@@ -108,6 +108,7 @@ class Supervisor:
         self.running: dict[int, Role] = {}
         self.groups: list[int] = []
         self.monitor = 0
+        self.maskers: set[int] = set()
         self.cancelled = False
         self.wake, self._wakeup = _wakeup_pipe(self._on_terminate)
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -147,12 +148,18 @@ class Supervisor:
     # --- starting ---------------------------------------------------------------------------------------
 
     def _start(self, role: Role) -> int:
-        parent = os.getpid()
+        parent, output = os.getpid(), self._open_output(role)
         if pid := os.fork():
+            os.close(output)
+            _own_group(pid)
             return pid
         try:
-            self._leave_supervisor(parent)
-            _become(role, self.job_dir, self.attempt)
+            self._leave_supervisor()
+            _own_group(0)
+            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:  # it died before the line above
+                os._exit(137)
+            _become(role, output, self.attempt)
             if role["task"] is None:
                 os.execvpe(role["argv"][0], role["argv"], role["env"])
         except OSError as exc:
@@ -162,17 +169,35 @@ class Supervisor:
             os._exit(127 if isinstance(exc, FileNotFoundError) else 126)
         raise BecomeTask(role)
 
-    def _leave_supervisor(self, parent: int) -> None:
-        """Undo in a child what the supervisor set up for itself, and tie its life to the supervisor's."""
+    def _open_output(self, role: Role) -> int:
+        """Where a role prints: its log, or where there are secrets to be kept out of it a pipe towards it."""
+        stem = runner.record_stem(role["name"], 0, self.attempt)
+        path = os.path.join(self.job_dir, "logs", stem + ".log")
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        if not self.request["secrets"]:
+            return log
+        source, output = os.pipe()
+        if pid := os.fork():
+            self.maskers.add(pid)
+            os.close(source)
+            os.close(log)
+            return output
+        self._leave_supervisor()
+        os.close(output)
+        from nemo_run.core.masking import mask_stream
+
+        try:
+            mask_stream(source, log, self.request["secrets"])
+        finally:
+            os._exit(0)
+
+    def _leave_supervisor(self) -> None:
+        """Undo in a child what the supervisor set up for itself."""
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGINT):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         os.close(self.wake)
         os.close(self._wakeup)
-        os.setsid()
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the line above
-            os._exit(137)
 
     def _start_monitor(self) -> None:
         if not (self.request["memory_limit"] or self.request["monitor_resources"]):
@@ -181,7 +206,7 @@ class Supervisor:
         if pid := os.fork():
             self.monitor = pid
             return
-        self._leave_supervisor(parent)
+        self._leave_supervisor()
         from nemo_run.core.monitor import watch
 
         code = 1
@@ -270,11 +295,13 @@ class Supervisor:
             self._stop()
         if self.monitor:
             os.kill(self.monitor, signal.SIGKILL)
-        while children := _children():
-            for pid in children:
+        while others := set(_children()) - self.maskers:
+            for pid in others:
                 _signal(os.kill, pid, signal.SIGKILL)
-            os.waitpid(-1, 0)
-        self.running, self.monitor = {}, 0
+            _wait_for(others.pop())
+        for pid in self.maskers:  # with nobody left to print, each writes out what it holds and ends
+            _wait_for(pid)
+        self.running, self.monitor, self.maskers = {}, 0, set()
 
     def _signal_groups(self, number: int) -> None:
         for group in self.groups:
@@ -284,14 +311,20 @@ class Supervisor:
         return any(_signal(os.killpg, group, 0) for group in self.groups)
 
 
-def _become(role: Role, job_dir: str, attempt: int) -> None:
+def _own_group(pid: int) -> None:
+    """Give a child a process group; said by both sides, so that it holds whichever comes first."""
+    try:
+        os.setpgid(pid, pid)
+    except (PermissionError, ProcessLookupError):
+        pass  # the child has said so itself and gone on, or ended
+
+
+def _become(role: Role, output: int, attempt: int) -> None:
     """Make this process the one that a role asks for: log, folder, environment, processors."""
-    stem = runner.record_stem(role["name"], 0, attempt)
-    log = os.open(os.path.join(job_dir, "logs", stem + ".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     null = os.open(os.devnull, os.O_RDONLY)
-    for source, number in ((null, 0), (log, 1), (log, 2)):
+    for source, number in ((null, 0), (output, 1), (output, 2)):
         os.dup2(source, number)
-    os.close(log)
+    os.close(output)
     os.close(null)
     if role["cpus"]:
         os.sched_setaffinity(0, role["cpus"])
@@ -348,6 +381,13 @@ def _reap() -> list[tuple[int, int]]:
             return ended
         code = os.waitstatus_to_exitcode(status)
         ended.append((pid, 128 - code if code < 0 else code))
+
+
+def _wait_for(pid: int) -> None:
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass  # it has been reaped with others
 
 
 def _children() -> list[int]:

@@ -7,6 +7,7 @@ from typing import Any
 from nemo_run.config import Config
 from nemo_run.core.execution.base import Executor
 from nemo_run.run.job import as_task, task_name
+from nemo_run.run.launch import refuse_while_loading
 from nemo_run.run.plugin import Plugin
 
 
@@ -41,6 +42,7 @@ def run(
         ConfigError: something cannot work; nothing has been started.
         ExecutionError: the task has not succeeded.
     """
+    refuse_while_loading()
     task = as_task(fn_or_script)
     if executor is None or direct:
         return _run_here(task, executor, dryrun)

@@ -24,7 +24,13 @@ from nemo_run.run import dispatch, look
 from nemo_run.run.app import make_spec
 from nemo_run.run.errors import raise_for
 from nemo_run.run.job import Job, as_task, role_names, task_name, unique_name
-from nemo_run.run.launch import git_record, launch_record, main_source, record_files
+from nemo_run.run.launch import (
+    git_record,
+    launch_record,
+    main_source,
+    record_files,
+    refuse_while_loading,
+)
 from nemo_run.run.logs import Tail
 from nemo_run.run.plugin import Plugin
 from nemo_run.run.results import job_value
@@ -238,6 +244,7 @@ class Experiment:
             ConfigError: something cannot work; nothing has been started.
             ExecutionError: a job has not succeeded, once all have ended (see `raise_on_failure`).
         """
+        refuse_while_loading()
         if self._store is not None:
             logger.warning("experiment %s has been run already; reset() gives a new one like it", self.id)
             return self.results()

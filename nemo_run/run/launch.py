@@ -19,7 +19,7 @@ from typing import Any
 from nemo_run._version import __version__
 from nemo_run.config import Script
 from nemo_run.core.main_module import definitions, launch_source
-from nemo_run.core.runner import mentioned_names
+from nemo_run.core.runner import LOADING, mentioned_names
 from nemo_run.core.serialization import to_tree, tree_to_yaml
 from nemo_run.errors import ConfigError
 from nemo_run.run.app import make_token, script_path
@@ -76,6 +76,19 @@ def _definitions(source: str | None, needed: frozenset[str]) -> str:
             " put it into a .py file and import it"
         )
     return definitions(source, set(needed))
+
+
+def refuse_while_loading() -> None:
+    """Keep a launching script from launching again where a job only needs its definitions.
+
+    Raises:
+        ConfigError: that is what is being done.
+    """
+    if os.environ.get(LOADING):
+        raise ConfigError(
+            "this script launches while a job loads its definitions; put the launch under"
+            ' `if __name__ == "__main__":`'
+        )
 
 
 def main_source() -> str | None:

@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO
 
 from nemo_run.core.execution.base import Executor, JobHandle
+from nemo_run.core.masking import MASK, worth_masking
 from nemo_run.errors import ConfigError, NemoRunError
-
-#: What stands where a secret stood.
-MASK = "••••••"
 
 
 def read_logs(
@@ -56,11 +54,11 @@ def compile_filter(regex: str | None) -> Callable[[str], bool]:
 
 
 def masker(secrets: Iterable[str]) -> Callable[[str], str]:
-    """Replace each secret, longest first, so that one within another leaves no rest."""
-    found = sorted((re.escape(secret) for secret in set(secrets) if secret.strip()), key=len, reverse=True)
+    """Replaces each secret in a line."""
+    found = worth_masking(secrets)
     if not found:
         return lambda line: line
-    pattern = re.compile("|".join(found))
+    pattern = re.compile("|".join(map(re.escape, found)))
     return lambda line: pattern.sub(MASK, line)
 
 

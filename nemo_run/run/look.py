@@ -22,6 +22,8 @@ from nemo_run.errors import NemoRunError, NotFoundError, StoreError
 from nemo_run.run.logs import masker, read_logs
 from nemo_run.run.results import read_outcome
 from nemo_run.run.store import ExperimentRecord, JobEntry, JobRecord, Store
+from nemo_run.secret import Secret
+from nemo_run.shell import Expand
 
 if TYPE_CHECKING:
     from nemo_run.run.job import Job
@@ -30,6 +32,13 @@ logger = logging.getLogger(__name__)
 
 #: Seconds an intent may stand without a handle before somebody else asks the backend about it.
 _ANSWER_EXPECTED = 5.0
+
+
+#: In a task a secret's tree stands for its value; in an executor it is still to be handed over.
+_AS_WRITTEN = {
+    "_secret_": lambda tree, inner: Secret.from_source(tree["_secret_"]),
+    "_expand_": lambda tree, inner: Expand(tree["_expand_"]),
+}
 
 
 def load_executors(store: Store, entry: JobEntry) -> list[Executor]:
@@ -41,7 +50,7 @@ def load_executors(store: Store, entry: JobEntry) -> list[Executor]:
     trees = store.read_json(f"{entry.id}/executor.json")
     try:
         with definitions(store.job_dir(entry.id)):
-            return [runner.build(tree) for tree in trees]
+            return [runner.build(tree, _AS_WRITTEN) for tree in trees]
     except Exception as exc:  # building runs the constructors of users' classes, which may raise anything
         raise StoreError(
             f"cannot load the executor of job {entry.id!r} of {store.id!r}: {type(exc).__name__}: {exc}"
@@ -61,7 +70,7 @@ def load_job(store: Store, entry: JobEntry) -> Job:
     trees = store.read_json(f"{entry.id}/task.json")
     with definitions(store.job_dir(entry.id)):
         tasks = [_as_task(from_tree(trees[role])) for role in entry.roles]
-        plugins = [runner.build(tree) for tree in entry.plugins]
+        plugins = [runner.build(tree, _AS_WRITTEN) for tree in entry.plugins]
     return Job(
         id=entry.id,
         tasks=tasks,

@@ -29,6 +29,7 @@ from nemo_run.core.execution.base import (
     Topology,
     parse_bytes,
 )
+from nemo_run.core.masking import worth_masking
 from nemo_run.core.process import start_time
 from nemo_run.core.process import this_host as _this_host
 from nemo_run.errors import ConfigError, SubmitError, UnsupportedError
@@ -159,11 +160,17 @@ def _as_script(request: dict[str, Any]) -> str:
         if len(request["roles"]) > 1:
             lines.append(f"\n# --- {role['name']}")
         lines.append(f"cd {join([role['cwd']])}")
-        shown = {
-            name: value if isinstance(value, str) else f"<{value}>" for name, value in role["env"].items()
-        }
-        lines.append(exports(shown) + join(role["argv"]))
+        lines.append(exports(_shown(role["env"])) + join(role["argv"]))
     return "\n".join(lines) + "\n"
+
+
+def _shown(env: Mapping[str, Any]) -> dict[str, str]:
+    """An environment to read: secrets by name; what a shell expands stands in the command already."""
+    return {
+        name: value if isinstance(value, str) else f"<secret {value.name}>"
+        for name, value in env.items()
+        if not isinstance(value, Expand)
+    }
 
 
 # --- submitting -----------------------------------------------------------------------------------------
@@ -181,7 +188,7 @@ def submit(plan: Plan, executor: str) -> JobHandle:
     root = str(Path(runner.__file__).parents[2])
     try:
         with _anonymous_file() as stream, open(job_dir / "supervisor.log", "ab") as errors:
-            marshal.dump({**request, "roles": roles}, stream)
+            marshal.dump({**request, "roles": roles, "secrets": _secrets(request["roles"], roles)}, stream)
             stream.seek(0)
             process = subprocess.Popen(
                 [sys.executable, "-c", _BOOTSTRAP.format(root=root)],
@@ -205,6 +212,17 @@ def _resolved(role: dict[str, Any], at: int) -> dict[str, Any]:
         if not isinstance(value, Expand):  # the shell that starts the role exports those
             env[name] = value if isinstance(value, str) else value.resolve()
     return {**role, "argv": list(map(str, role["argv"])), "env": env, "cpus": _choose_cpus(role["cpus"], at)}
+
+
+def _secrets(planned: list[dict[str, Any]], resolved: list[dict[str, Any]]) -> list[bytes]:
+    """The values of all secrets of a job, to be kept out of its logs."""
+    values = [
+        resolved_role["env"][name]
+        for role, resolved_role in zip(planned, resolved, strict=True)
+        for name, value in role["env"].items()
+        if not isinstance(value, str)
+    ]
+    return [os.fsencode(value) for value in worth_masking(values)]
 
 
 def _choose_cpus(count: int, offset: int) -> list[int]:
@@ -334,7 +352,7 @@ def await_news(handles: Sequence[JobHandle], seconds: float) -> None:
     fds = []
     try:
         for handle in handles:
-            # An adopted job's supervisor may be another than the handle's; then it is the time that ends this.
+            # An adopted job's supervisor may be another than the handle's: then the time ends this.
             with contextlib.suppress(OSError):
                 fds.append(os.pidfd_open(int(handle.data["pid"])))
                 poll.register(fds[-1], select.POLLIN)

@@ -1,0 +1,46 @@
+"""Keeping secrets out of what a task prints, as it prints it."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False  # `typing` itself takes as long to import as Python takes to start
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+#: What stands where a secret stood.
+MASK = "••••••"
+#: Shorter texts would blank out half a log, and are no secrets.
+SHORTEST = 3
+
+
+def worth_masking(secrets: Iterable[str]) -> list[str]:
+    """The secrets to look for, longest first, so that one within another leaves no rest."""
+    return sorted({secret for secret in secrets if len(secret.strip()) >= SHORTEST}, key=len, reverse=True)
+
+
+def mask_stream(source: int, sink: int, secrets: Sequence[bytes]) -> None:
+    """Copy a stream as it comes until it ends, with each secret replaced; both are file numbers.
+
+    What may be the beginning of a secret is held back until it is known not to be one.
+    """
+    mask, held = MASK.encode(), b""
+    while chunk := os.read(source, 1 << 16):
+        held += chunk
+        for secret in secrets:
+            held = held.replace(secret, mask)
+        sure = len(held) - max((_overlap(held, secret) for secret in secrets), default=0)
+        _write_all(sink, held[:sure])
+        held = held[sure:]
+    _write_all(sink, held)
+
+
+def _overlap(text: bytes, secret: bytes) -> int:
+    """How many of the last bytes of `text` are the first of `secret`."""
+    longest = min(len(text), len(secret) - 1)
+    return next((size for size in range(longest, 0, -1) if text.endswith(secret[:size])), 0)
+
+
+def _write_all(sink: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(sink, data) :]
