@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from nemo_run.core.execution.base import AppState
-from nemo_run.run.store import JobRecord
+from nemo_run.run.records import JobRecord
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
 
 #: Rows of the live table, so that a sweep of a thousand jobs still fits on a screen.
 _ROWS = 15
+#: Letters of a job's id that are shown beside its state, and of the bar above.
+_WIDTH, _BAR = 28, 24
 _STYLES = {
     AppState.SUCCEEDED: "green",
     AppState.FAILED: "bold red",
@@ -43,14 +45,22 @@ class Progress:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Progress:
-        if not self._quiet and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.live import Live
+        if self._quiet:
+            return self
+        if not sys.stderr.isatty():
+            _say(f"Experiment {self._folder.name}: {_counts(self._records.values())}")
+            return self
+        from rich.console import Console
+        from rich.live import Live
 
-            self._live = Live(
-                console=Console(stderr=True), get_renderable=self._table, refresh_per_second=4, transient=True
-            )
-            self._live.__enter__()
+        self._live = Live(
+            console=Console(stderr=True),
+            get_renderable=self._table,
+            refresh_per_second=4,
+            transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # what goes into a file or pipe is not ours to move
+        )
+        self._live.__enter__()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -64,9 +74,8 @@ class Progress:
             self._records[record.id] = record
         if self._quiet or self._live is not None or (before and before.state == record.state):
             return
-        if record.state in (AppState.SUBMITTED, AppState.PENDING):
-            return
-        print(_line(record), file=sys.stderr, flush=True)
+        if record.state not in (AppState.SUBMITTED, AppState.PENDING):
+            _say(_line(record, min(max(map(len, self._records)), _WIDTH)))
 
     def _table(self) -> RenderableType:
         from rich.console import Group
@@ -75,15 +84,30 @@ class Progress:
 
         with self._lock:
             records = list(self._records.values())
-        shown = sorted(records, key=_interest)[:_ROWS]
-        table = Table(box=None, padding=(0, 2, 0, 0), expand=True)
+        # All of them as they were added; of more than there is room for, those to look at first.
+        shown = records if len(records) <= _ROWS else sorted(records, key=_interest)[:_ROWS]
+        table = Table(box=None, padding=(0, 2, 0, 0), expand=True, header_style="dim")
         for column in ("job", "state", "time"):
-            table.add_column(column, no_wrap=True, overflow="ellipsis", max_width=28)
+            table.add_column(column, no_wrap=True, overflow="ellipsis", max_width=_WIDTH)
         table.add_column("last line", ratio=1, no_wrap=True, overflow="ellipsis")
         for record in shown:
             last = record.message or _last_line(self._folder / record.id)
-            table.add_row(Text(record.id), _state(record), duration(record), Text(last, style="dim"))
-        return Group(Text(f"{self._title}: {_counts(records)}", style="bold"), table)
+            state = Text(_word(record), _STYLES.get(record.state, "dim"))
+            table.add_row(Text(record.id), state, duration(record), Text(last, "dim"))
+        more = len(records) - len(shown)
+        return Group(_headline(self._title, records), table, *[Text(f"and {more} more", "dim")] * bool(more))
+
+
+def _headline(title: str, records: Sequence[JobRecord]) -> RenderableType:
+    """The title, how far it is as a bar, and how many jobs are in which state."""
+    from rich.text import Text
+
+    line, left = Text.assemble((title, "bold"), "  ", overflow="ellipsis", no_wrap=True), _BAR
+    for state in (AppState.SUCCEEDED, AppState.FAILED, AppState.CANCELLED, AppState.RUNNING):
+        share = round(_BAR * sum(record.state == state for record in records) / len(records))
+        line.append("━" * min(share, left), _STYLES[state])
+        left -= min(share, left)
+    return line.append("━" * left, "bright_black").append("  " + _counts(records))
 
 
 def _interest(record: JobRecord) -> int:
@@ -93,7 +117,8 @@ def _interest(record: JobRecord) -> int:
 
 def _counts(records: Iterable[JobRecord]) -> str:
     counts = Counter(_word(record) for record in records)
-    return ", ".join(f"{count} {word.lower()}" for word, count in counts.most_common())
+    order = ("SUCCEEDED", "FAILED", "CANCELLED", "UNKNOWN", "RUNNING", "SUBMITTED", "PENDING")
+    return ", ".join(f"{counts[word]} {word.lower()}" for word in order if counts[word])
 
 
 def _word(record: JobRecord) -> str:
@@ -101,15 +126,14 @@ def _word(record: JobRecord) -> str:
     return "PENDING" if record.state == AppState.UNSUBMITTED else record.state.name
 
 
-def _state(record: JobRecord) -> Any:
-    from rich.text import Text
-
-    return Text(_word(record), style=_STYLES.get(record.state, ""))
-
-
-def _line(record: JobRecord) -> str:
+def _line(record: JobRecord, width: int = 0) -> str:
     took = f" after {duration(record)}" if record.terminal and record.started else ""
-    return f"{record.id}  {_word(record)}{took}" + (f"  ({record.message})" if record.message else "")
+    message = f"  ({record.message})" if record.message else ""
+    return f"{record.id:{width}}  {_word(record)}{took}{message}"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def duration(record: JobRecord) -> str:
@@ -201,13 +225,34 @@ def goodbye(experiment_id: str, records: Sequence[JobRecord], *, left_running: b
     """What became of an experiment, and the commands to come back to it."""
     import shlex
 
-    name = shlex.quote(experiment_id)
+    name, nemo = shlex.quote(experiment_id), _nemo()
     what = "goes on without this process" if left_running else "has ended"
-    lines = [f"Experiment {experiment_id} {what}: {_counts(records)}.", "Come back to it with"]
     verbs = ("status", "logs", "wait", "cancel") if left_running else ("status", "logs", "results", "show")
-    lines += [f"  nemo experiment {verb} {name}" for verb in verbs]
+    lines = [f"Experiment {experiment_id} {what}: {_counts(records)}.", "Come back to it with"]
+    for verb in verbs:
+        which = f" {shlex.quote(_telling(records))}" if verb == "logs" and len(records) > 1 else ""
+        lines.append(f"  {nemo} experiment {verb} {name}{which}")
     lines.append(f'or, in Python, run.Experiment.from_id("{experiment_id}").')
-    print("\n".join(lines), file=sys.stderr)
+    _say("\n".join(lines))
+
+
+def _telling(records: Sequence[JobRecord]) -> str:
+    """The job whose log to look at: the first that failed, else the last."""
+    failed = (record.id for record in records if record.state == AppState.FAILED)
+    return next(failed, records[-1].id)
+
+
+def _nemo() -> str:
+    """How to call `nemo` from here: a virtual environment's is often not on the path, or another is."""
+    import shlex
+    import shutil
+
+    found, ours, here = shutil.which("nemo"), Path(sys.executable).with_name("nemo"), Path.cwd()
+    if not ours.exists():
+        return f"{shlex.quote(sys.executable)} -m nemo_run"
+    if found and os.path.samefile(found, ours):
+        return "nemo"
+    return shlex.quote(str(ours.relative_to(here) if ours.is_relative_to(here) else ours))
 
 
 def ask_what_becomes(count: int) -> str:
@@ -221,10 +266,3 @@ def ask_what_becomes(count: int) -> str:
     print(prompt, end="", file=sys.stderr, flush=True)
     answer = sys.stdin.readline().strip().lower()[:1]
     return {"l": "leave", "w": "wait"}.get(answer, "cancel")
-
-
-def stdout_console() -> Console:
-    """A Rich console on standard output."""
-    from rich.console import Console
-
-    return Console()

@@ -27,7 +27,7 @@ LAYERS = (
 
 #: Beside the layers: whom → the only ones that may import it.
 ONLY = {
-    "console": {"console", "run.experiment", "run.api", "cli"},
+    "console": {"console", "run.experiment", "run.attend", "cli"},
     "testing": {"testing"},
     "xm": {"xm", "xm_local"},
 }

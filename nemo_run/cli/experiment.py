@@ -8,28 +8,28 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from nemo_run.cli.output import describe, print_json, print_whole, shown, whole
 
-    from nemo_run.run.store import JobEntry, Store
+if TYPE_CHECKING:
+    from nemo_run.run.records import JobEntry, JobRecord
+    from nemo_run.run.store import Store
 
 app = typer.Typer(
     help="Look at experiments; end, finish or delete them.", no_args_is_help=True, rich_markup_mode=None
 )
 
 _NAME = typer.Argument(..., metavar="ID|TITLE", help="An id, a title (its newest), or how an id begins.")
-_JOB = typer.Argument(None, metavar="[JOB]", help="A job's id or its number, from 0.")
+_JOB = typer.Argument(None, metavar="JOB", help="A job's id or its number, from 0.")
 _JSON = typer.Option(False, "--json", help="Print JSON.")
 
 
 @app.command("list")
 def list_(
-    title: str = typer.Argument("", metavar="[TITLE]", help="Only those of this title."),
+    title: str = typer.Argument("", metavar="TITLE", help="Only those of this title."),
     state: str = typer.Option("", help="Only those in this state, such as FAILED."),
     limit: int = typer.Option(20, min=0, help="At most so many, newest first; 0 for all."),
     as_json: bool = _JSON,
@@ -38,16 +38,25 @@ def list_(
     from nemo_run.console import print_rows
     from nemo_run.run.store import scan
 
-    found = scan(title or None)
-    rows = _described(found, _wanted_state(state), limit or len(found))
+    wanted, found = _wanted_state(state), scan(title or None)
+    rows: list[dict[str, Any]] = []
+    for path in found:
+        if limit and len(rows) >= limit:
+            break
+        if (row := describe(path))["state"] == wanted or not wanted:
+            rows.append(row)
     if as_json:
-        return _print_json(rows)
+        return print_json(rows)
     if not rows:
-        typer.echo("No experiments" + (f" of title {title!r}" if title else "") + ".")
-        return
+        what = (f" of title {title!r}" if title else "") + (f" in state {wanted}" if wanted else "")
+        return typer.echo(f"No experiments{what}.")
     columns = ("id", "state", "jobs", "age")
-    print_rows(columns, [[row[column] for column in columns] for row in rows])
-    if len(found) > len(rows) and not state:
+    cells = [["unreadable" if row[name] is None else row[name] for name in columns] for row in rows]
+    print_rows(columns, cells)
+    for row in rows:
+        if "error" in row:
+            typer.echo(f"nemo: {row['error']}", err=True)
+    if len(found) > len(rows) and not wanted:
         typer.echo(f"{len(rows)} of {len(found)}; --limit 0 shows all.", err=True)
 
 
@@ -60,7 +69,7 @@ def status(name: str = _NAME, as_json: bool = _JSON) -> None:
     store = _open(name)
     records = look.refresh(store)
     if as_json:
-        return _print_json([record.to_json() for record in records])
+        return print_json([record.to_json() for record in records])
     console.print_status(store.id, records, resources=look.resources(store, records))
 
 
@@ -71,9 +80,9 @@ def logs(
     follow: bool = typer.Option(False, "--follow", "-f", help="Go on until the job ends."),
     regex: str = typer.Option(None, help="Only lines with a match."),
     role: str = typer.Option(None, help="Only this member of a group."),
-    as_json: bool = _JSON,
+    as_json: bool = typer.Option(False, "--json", help="Print a JSON object per line."),
 ) -> None:
-    """Print what a job has printed (the first job, if none is named)."""
+    """Print what a job has printed; the first job, if none is named."""
     from nemo_run.run import look
 
     store = _open(name)
@@ -105,20 +114,24 @@ def cancel(
     asked = look.cancel(store, None if everything else [_entry(store, job).id])
     records = _ended(store, asked)
     if as_json:
-        return _print_json([record.to_json() for record in records])
-    for record in records:
-        typer.echo(f"{record.id}: {record.state.name}" + (f" ({record.message})" if record.message else ""))
-    if not asked:
-        typer.echo("Nothing to cancel: it has ended.")
+        print_json([record.to_json() for record in records])
+    else:
+        for record in records:
+            message = f" ({record.message})" if record.message else ""
+            typer.echo(f"{record.id}: {record.state.name}{message}")
+        if not asked:
+            typer.echo("Nothing to cancel: it has ended.")
     if any(not record.terminal for record in records):
         raise typer.Exit(1)
 
 
 @app.command()
 def results(name: str = _NAME, job: str = _JOB, as_json: bool = _JSON) -> None:
-    """Print the values that jobs returned; pickled values are named, not loaded."""
+    """Print the values that jobs returned; those pickled are only named."""
     from nemo_run.console import print_rows
+    from nemo_run.errors import NotFoundError
     from nemo_run.run import look
+    from nemo_run.run.errors import raise_for
     from nemo_run.run.results import job_value
 
     store = _open(name)
@@ -129,17 +142,19 @@ def results(name: str = _NAME, job: str = _JOB, as_json: bool = _JSON) -> None:
         record = records[entry.id]
         if record.state.name == "SUCCEEDED":
             values[entry.id] = job_value(store.job_dir(entry.id), entry.roles, record.attempt, load=False)
+        elif job:
+            raise_for(store, [record])
+            raise NotFoundError("value yet of job", entry.id)
     if as_json:
-        return _print_json(values)
+        return print_json(values)
     if not values:
-        typer.echo("No job has succeeded yet; see `nemo experiment status`.")
-        return
-    print_rows(("job", "value"), [[job_id, _shown(value)] for job_id, value in values.items()])
+        return typer.echo(f"No job has succeeded; see `nemo experiment status {store.id}`.")
+    print_rows(("job", "value"), [[job_id, shown(value)] for job_id, value in values.items()])
 
 
 @app.command()
 def wait(name: str = _NAME, as_json: bool = _JSON) -> None:
-    """Wait until all jobs have ended; exit code 1 if one has not succeeded.
+    """Wait until all jobs have ended; exit code 1 if one failed.
 
     If the process that launched them is gone, this one takes over and submits what was not submitted yet.
     """
@@ -150,10 +165,10 @@ def wait(name: str = _NAME, as_json: bool = _JSON) -> None:
     found = dispatch.wait(store, lambda: dispatch.Dispatcher(store, look.load_jobs(store)).run())
     records = list(found.values())
     if as_json:
-        _print_json([record.to_json() for record in records])
+        print_json([record.to_json() for record in records])
     raise_for(store, records)
     if not as_json:
-        typer.echo(f"{len(records)} job(s) succeeded.")
+        typer.echo("1 job succeeded." if len(records) == 1 else f"{len(records)} jobs succeeded.")
 
 
 @app.command()
@@ -163,7 +178,7 @@ def show(
     diff: bool = typer.Option(False, "--diff", help="Print the uncommitted changes it was launched with."),
     as_json: bool = _JSON,
 ) -> None:
-    """Show what an experiment is: its tasks, executors, plans and code."""
+    """Show what an experiment is: its tasks, executors, plans, code."""
     from nemo_run.errors import NotFoundError
 
     store = _open(name)
@@ -171,13 +186,11 @@ def show(
         path = store.path / "git.diff"
         if not path.exists():
             raise NotFoundError("uncommitted change recorded with experiment", store.id)
-        sys.stdout.write(path.read_text(errors="replace"))
-        return
+        text = path.read_text(errors="replace")
+        return print_json({"diff": text}) if as_json else typer.echo(text, nl=False)
     entries = [_entry(store, job)] if job else store.experiment().jobs
-    whole = _whole(store, entries)
-    if as_json:
-        return _print_json(whole)
-    _print_whole(store, whole)
+    found = whole(store, entries)
+    return print_json(found) if as_json else print_whole(store, found)
 
 
 @app.command()
@@ -186,34 +199,32 @@ def delete(
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
     as_json: bool = _JSON,
 ) -> None:
-    """Delete an experiment with all it holds; refused while a job of it runs."""
+    """Delete an experiment and all it holds, unless a job of it runs."""
     from nemo_run.errors import ConfigError
-    from nemo_run.run import look
 
     store = _open(name)
-    running = [record.id for record in look.refresh(store) if not record.terminal and record.handle]
-    if running:
+    if busy := _busy(store):
         raise ConfigError(
-            f"experiment {store.id!r} still runs {', '.join(running)};"
+            f"experiment {store.id!r} still runs {busy};"
             f" end it first: nemo experiment cancel --all {store.id}"
         )
-    if not yes and not typer.confirm(f"Delete {store.path}?"):
+    if not yes and not typer.confirm(f"Delete {store.path}?", err=True):
         raise typer.Exit(1)
     store.delete()
     if as_json:
-        return _print_json({"deleted": store.id})
+        return print_json({"deleted": store.id})
     typer.echo(f"Deleted {store.id}.")
 
 
 @app.command()
 def gc(as_json: bool = _JSON) -> None:
-    """Remove what was left behind by processes that were killed while they made or deleted experiments."""
+    """Remove what killed processes left half made or half deleted."""
     from nemo_run.run.store import collect_garbage
 
     removed = collect_garbage()
     if as_json:
-        return _print_json([str(path) for path in removed])
-    typer.echo(f"Removed {len(removed)} unfinished folder(s).")
+        return print_json([str(path) for path in removed])
+    typer.echo(f"Removed {len(removed)} unfinished folder{'' if len(removed) == 1 else 's'}.")
 
 
 # --- helpers --------------------------------------------------------------------------------------------
@@ -248,43 +259,7 @@ def _wanted_state(state: str) -> str:
     return state.upper()
 
 
-def _described(paths: Iterable[Path], state: str, limit: int) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for path in paths:
-        if len(rows) >= limit:
-            break
-        row = _describe(path)
-        if not state or row["state"] == state:
-            rows.append(row)
-    return rows
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    """One row; an experiment that cannot be read is shown as such and hides no other."""
-    from nemo_run.errors import StoreError
-    from nemo_run.run import look
-    from nemo_run.run.store import Store, created_ms, summarize
-
-    created = created_ms(path) / 1000
-    row: dict[str, Any] = {"id": path.name, "state": "UNKNOWN", "jobs": 0, "age": _age(created)}
-    row["created"] = created
-    try:
-        experiment = Store(path).experiment()
-        records = look.refresh(Store(path), experiment)
-    except StoreError as exc:
-        return row | {"error": str(exc), "jobs": "unreadable"}
-    return row | {"title": experiment.title, "state": summarize(records).name, "jobs": len(records)}
-
-
-def _age(created: float) -> str:
-    seconds = time.time() - created
-    for name, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {name}"
-    return f"{max(0.0, seconds):.0f} s"
-
-
-def _ended(store: Store, job_ids: list[str], patience: float = 20.0) -> list[Any]:
+def _ended(store: Store, job_ids: list[str], patience: float = 20.0) -> list[JobRecord]:
     from nemo_run.run import look
 
     deadline = time.monotonic() + patience
@@ -295,69 +270,16 @@ def _ended(store: Store, job_ids: list[str], patience: float = 20.0) -> list[Any
         time.sleep(0.05)
 
 
-def _whole(store: Store, entries: list[JobEntry]) -> dict[str, Any]:
-    from dataclasses import asdict
-
+def _busy(store: Store) -> str:
+    """What of an experiment is still going on, in words; nothing is known of one that cannot be read."""
     from nemo_run.errors import StoreError
+    from nemo_run.run import look
 
-    record = asdict(store.experiment())
     try:
-        record["git"] = store.read_json("git.json")
+        records = look.refresh(store)
     except StoreError:
-        record["git"] = None
-    record["jobs"] = [_whole_job(store, entry) for entry in entries]
-    return record
-
-
-def _whole_job(store: Store, entry: JobEntry) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    plan = store.job_dir(entry.id) / "plan.txt"
-    return asdict(entry) | {
-        "task": store.read_json(f"{entry.id}/task.json"),
-        "executor": store.read_json(f"{entry.id}/executor.json"),
-        "plan": plan.read_text(errors="surrogateescape") if plan.exists() else None,
-        "record": store.read_job(entry.id).to_json(),
-    }
-
-
-def _print_whole(store: Store, whole: dict[str, Any]) -> None:
-    created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(whole["created"]))
-    typer.echo(f"Experiment {whole['id']}\n  title    {whole['title']}\n  created  {created}")
-    typer.echo(f"  folder   {store.path}\n  launched from {whole['cwd']}")
-    if git := whole["git"]:
-        changed = ", with uncommitted changes (--diff)" if git["uncommitted_changes"] else ""
-        typer.echo(f"  commit   {git['commit']}{changed}")
-    for job in whole["jobs"]:
-        typer.echo(f"\nJob {job['id']}: {job['record']['state']}")
-        if job["dependencies"]:
-            typer.echo(f"  after    {', '.join(job['dependencies'])}")
-        for part in ("task", "executor"):
-            typer.echo(f"  {part}\n" + _indented(json.dumps(job[part], indent=2, ensure_ascii=False)))
-        if job["plan"]:
-            typer.echo("  plan\n" + _indented(job["plan"]))
-
-
-def _indented(text: str) -> str:
-    return "\n".join("    " + line for line in text.splitlines())
-
-
-def _shown(value: Any) -> str:
-    from nemo_run.run.results import PickledValue
-
-    if isinstance(value, PickledValue):
-        return f"<{value.type}, pickled in {value.path}>"
-    return repr(value)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1, default=_as_json))
-
-
-def _as_json(value: Any) -> Any:
-    """What JSON has no word for: pickled and lost values, tuples inside of values are lists already."""
-    from dataclasses import asdict, is_dataclass
-
-    if is_dataclass(value) and not isinstance(value, type):
-        return {name: str(part) for name, part in asdict(value).items()}
-    return repr(value)
+        return ""
+    running = [record.id for record in records if not record.terminal and record.handle]
+    with store.dispatching() as ours:
+        left = [] if ours else [record.id for record in look.unfinished(records)]
+    return ", ".join(running or left)

@@ -229,13 +229,14 @@ def resolve(name: str) -> Any:
     raise ModuleNotFoundError(f"No module named {parts[0]!r} (for {name!r})", name=parts[0])
 
 
-def load_main(path: str) -> ModuleType:
-    """Make the definitions of the launching script this process's `__main__`.
+def load_main(path: str, source: str | bytes | None = None) -> ModuleType:
+    """Make the definitions of the launching script this process's `__main__`; they are read from `path`.
 
     `multiprocessing` finds them by `__file__`, and what is pickled keeps the name it had at the launch.
     """
-    with open(path, "rb") as file:
-        source = file.read()
+    if source is None:
+        with open(path, "rb") as file:
+            source = file.read()
     module = type(sys)("__main__")
     module.__file__ = path
     sys.modules["__main__"] = module
@@ -298,12 +299,18 @@ def record_value(stem: str, value: Any) -> None:
 
 
 def _pickled(value: Any) -> bytes:
+    """A pickle that names classes where it can, which are then the reader's own; else one that holds them."""
+    import pickle
+
     try:
-        import cloudpickle as pickle
-    except ImportError:
-        import pickle
-    dumped: bytes = pickle.dumps(value)
-    return dumped
+        return pickle.dumps(value)
+    except Exception:
+        try:
+            import cloudpickle
+        except ImportError:
+            raise
+        dumped: bytes = cloudpickle.dumps(value)
+        return dumped
 
 
 def _short_repr(value: Any) -> str:

@@ -58,7 +58,7 @@ def run(
 
 def _run_here(task: Any, executor: Executor | Config[Any] | None, dryrun: bool) -> Any:
     from nemo_run.run.direct import call_task
-    from nemo_run.run.experiment import as_executor
+    from nemo_run.run.job import as_executor
 
     if dryrun:
         from nemo_run.describe import dryrun_fn

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nemo_run.config import Script
     from nemo_run.core.execution.base import JobHandle
     from nemo_run.run.job import Job, Task
-    from nemo_run.run.store import ExperimentRecord
+    from nemo_run.run.records import ExperimentRecord
 
 
 def make_spec(

@@ -7,26 +7,21 @@ none is forgotten, whenever the process doing this was killed.
 
 from __future__ import annotations
 
-import contextlib
-import graphlib
 import logging
 import math
-import os
-import subprocess
-import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_run.core.execution.base import TERMINAL, AppState, Capability, Executor, JobSpec, JobStatus
-from nemo_run.errors import ConfigError, NemoRunError, UnsupportedError
+from nemo_run.errors import NemoRunError
 from nemo_run.run.app import make_spec
-from nemo_run.run.look import as_changes, ask, load_jobs, refresh, unfinished
-from nemo_run.run.store import JobRecord, Store
+from nemo_run.run.look import as_changes, ask, refresh, unfinished
+from nemo_run.run.records import JobRecord
+from nemo_run.run.store import Store
 
 if TYPE_CHECKING:
     from nemo_run.run.job import Job
@@ -68,6 +63,8 @@ class Dispatcher:
         #: Held jobs to look at again, because something they depend on has changed.
         self._stirred = deque(jobs)
         self._unseen_since: dict[str, float] = {}
+        #: Running jobs whose submission failed without it being known whether they arrived: the error.
+        self._doubtful: dict[str, str] = {}
 
     # --- the loop ---------------------------------------------------------------------------------------
 
@@ -193,12 +190,27 @@ class Dispatcher:
                 handle = executor.submit(plan)
             else:
                 handle = executor.execute(job.tasks if job.group else job.tasks[0], spec)
-        except NemoRunError as exc:
-            logger.error("job %s of %s could not be submitted: %s", job_id, self.store.id, exc)
-            reason = f"not submitted: {exc}"
-            self._update(job_id, state=AppState.FAILED, message=reason, ended=time.time())
+        except Exception as exc:  # a user's executor may raise anything; that is no end of the other jobs
+            logger.error("job %s of %s: submitting it failed: %s", job_id, self.store.id, exc)
+            self._resolve_doubt(job_id, str(exc) or type(exc).__name__)
         else:
             self._update(job_id, sync=executor.remote, handle=handle)
+
+    def _resolve_doubt(self, job_id: str, error: str) -> bool:
+        """After a failed submission: the job may have arrived all the same; True once that is known."""
+        self._doubtful[job_id] = error
+        record = self.records[job_id]
+        try:
+            handle = self._executor(job_id).find(record.token) if record.intent else None
+        except (NemoRunError, OSError):
+            return False
+        del self._doubtful[job_id]
+        if handle:
+            self._update(job_id, handle=handle)
+        else:
+            reason = f"not submitted: {error}"
+            self._update(job_id, state=AppState.FAILED, message=reason, ended=time.time())
+        return True
 
     def _stage(self, job: Job) -> JobSpec:
         for executor in job.executors:
@@ -212,10 +224,15 @@ class Dispatcher:
 
     def _poll(self) -> bool:
         """Ask each backend once about all its jobs; True if any job has news."""
-        asked = defaultdict(list)
+        asked, news = defaultdict(list), False
+        for job_id, error in list(self._doubtful.items()):
+            if self._resolve_doubt(job_id, error):
+                news = True
+                if self.records[job_id].terminal:
+                    self._settle(job_id)
         for job_id in self._running:
-            asked[_backend(self._executor(job_id))].append(job_id)
-        news = False
+            if job_id not in self._doubtful:
+                asked[_backend(self._executor(job_id))].append(job_id)
         for job_ids in asked.values():
             for job_id, status in zip(job_ids, self._ask(job_ids), strict=True):
                 news |= self._take_note(job_id, status)
@@ -278,32 +295,6 @@ class Dispatcher:
         return self.jobs[job_id].executors[0]
 
 
-def check(jobs: Mapping[str, Job]) -> None:
-    """Refuse what cannot be run, before anything is.
-
-    Raises:
-        ConfigError: a dependency is unknown or depends on itself in the end.
-        UnsupportedError: a group for a backend without groups.
-    """
-    for job in jobs.values():
-        for name in job.dependencies:
-            if name not in jobs:
-                raise ConfigError(f"job {job.id!r} depends on {name!r}, which is no job of this experiment")
-        executor = job.executors[0]
-        if job.group and Capability.GROUPS not in executor.capabilities:
-            name = type(executor).__name__
-            raise UnsupportedError(
-                f"{name} cannot run {job.id!r}, a group; add its tasks one by one,"
-                " or use an executor with groups",
-                executor=name,
-                capability="GROUPS",
-            )
-    try:
-        graphlib.TopologicalSorter({job.id: job.dependencies for job in jobs.values()}).prepare()
-    except graphlib.CycleError as exc:
-        raise ConfigError("jobs depend on each other in a circle: " + " → ".join(exc.args[1])) from exc
-
-
 def wait(store: Store, see_through: Callable[[], dict[str, JobRecord]]) -> dict[str, JobRecord]:
     """Wait until all jobs have ended, or can no longer be seen.
 
@@ -321,35 +312,6 @@ def wait(store: Store, see_through: Callable[[], dict[str, JobRecord]]) -> dict[
             return records
         time.sleep(pause)
         pause = min(pause * 1.5, 2.0)
-
-
-def run_in_background(store: Store) -> int:
-    """Start a process that sees an experiment through after this one has gone; returns its number."""
-    root = str(Path(__file__).parents[2])
-    code = (
-        f"import sys; sys.path.insert(1, {root!r}); from nemo_run.run.dispatch import main; main(sys.argv[1])"
-    )
-    with open(store.path / "dispatcher.log", "ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(store.path)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=store.path,
-            env=dict(os.environ),
-            start_new_session=True,
-        )
-    process.returncode = 0  # it is meant to outlive us, so `subprocess` need not warn that it does
-    return process.pid
-
-
-def main(path: str) -> None:
-    """Dispatch the experiment in this folder to its end, unless another process already does."""
-    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(message)s")
-    store = Store(Path(path))
-    with store.dispatching() as ours, contextlib.suppress(KeyboardInterrupt):
-        if ours:
-            Dispatcher(store, load_jobs(store)).run()
 
 
 def _backend(executor: Executor) -> tuple[type, str]:

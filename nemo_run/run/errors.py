@@ -13,7 +13,8 @@ from nemo_run.errors import (
     JobTimeoutError,
 )
 from nemo_run.run import look
-from nemo_run.run.store import JobEntry, JobRecord, Store
+from nemo_run.run.records import JobEntry, JobRecord
+from nemo_run.run.store import Store
 
 
 def raise_for(store: Store, records: Iterable[JobRecord]) -> None:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,33 +16,24 @@ from typing import Any
 from nemo_run import console
 from nemo_run.config import Config
 from nemo_run.core.execution.base import AppState, Capability, Executor, Plan
-from nemo_run.core.execution.local import LocalExecutor
-from nemo_run.core.serialization import to_tree
 from nemo_run.errors import ConfigError, NotFoundError, UnsupportedError
 from nemo_run.run import dispatch, look
 from nemo_run.run.app import make_spec
+from nemo_run.run.attend import attend
+from nemo_run.run.background import run_in_background
 from nemo_run.run.errors import raise_for
-from nemo_run.run.job import Job, as_task, role_names, task_name, unique_name
+from nemo_run.run.job import Job, as_executor, as_task, check_jobs, make_job, task_name
 from nemo_run.run.launch import (
     git_record,
     launch_record,
-    main_source,
     record_files,
     refuse_while_loading,
 )
-from nemo_run.run.logs import Tail
 from nemo_run.run.plugin import Plugin
+from nemo_run.run.records import ExperimentRecord, JobEntry, JobRecord
 from nemo_run.run.results import job_value
-from nemo_run.run.store import (
-    ExperimentRecord,
-    JobEntry,
-    JobRecord,
-    Store,
-    created_ms,
-    experiment_dir,
-    new_id,
-    scan,
-)
+from nemo_run.run.script import launching_script
+from nemo_run.run.store import Store, created_ms, experiment_dir, new_id, scan
 
 logger = logging.getLogger("nemo_run")
 
@@ -114,9 +104,8 @@ class Experiment:
         self._goodbye = enable_goodbye_message and not clean_mode
         self._show_status = not (skip_status_at_exit or clean_mode)
         self._workers = threadpool_workers
-        self._trees: dict[str, dict[str, Any]] = {}
         self._store: Store | None = None
-        self._main_source = main_source()
+        self._main = launching_script()
         self._token: Any = None
         logger.setLevel(log_level)
         if task is not None:
@@ -138,7 +127,8 @@ class Experiment:
     def jobs(self) -> list[Job]:
         """The jobs; of an experiment that was run before they are loaded when first asked for."""
         if self._jobs is None:
-            self._jobs = list(look.load_jobs(self._open()).values())
+            loaded, self._main = look.load_launch(self._open())
+            self._jobs = list(loaded.values())
         return self._jobs
 
     # --- building ---------------------------------------------------------------------------------------
@@ -172,50 +162,24 @@ class Experiment:
         """
         if self._store is not None:
             raise ConfigError(f"experiment {self.id!r} has been run; use reset() for a new one to add to")
-        group = isinstance(task, list)
-        tasks = [copy.deepcopy(as_task(item)) for item in (task if group else [task])]
-        if not tasks:
-            raise ConfigError("a group needs at least one task")
-        self._check_dependencies(dependencies := list(dependencies or []))
-        executors = self._executors_for(executor, len(tasks))
-        taken = [job.id for job in self.jobs]
-        job_id = unique_name(name or ("group" if group else task_name(tasks[0])), taken)
-        job = Job(
-            id=job_id,
-            tasks=tasks,
-            executors=executors,
-            roles=role_names(job_id, tasks) if group else [job_id],
-            dependencies=dependencies,
+        known = [job.id for job in self.jobs]
+        for dependency in dependencies or ():
+            if dependency not in known:
+                raise ConfigError(f"cannot depend on that: {NotFoundError('job', dependency, known)}")
+        job = make_job(
+            task,
+            executor or self.executor,
+            name=name,
+            taken=known,
             plugins=[plugins] if isinstance(plugins, Plugin) else list(plugins or []),
             tail_logs=tail_logs,
-            group=group,
+            dependencies=list(dependencies or []),
         )
         self._assign(job)
-        for plugin in job.plugins:
-            for member, member_executor in zip(job.tasks, job.executors, strict=True):
-                plugin.setup(member, member_executor)
-        self._trees[job.id] = {role: to_tree(item) for role, item in zip(job.roles, job.tasks, strict=True)}
-        for member_executor in job.executors:
-            to_tree(member_executor)
+        job.set_up()
+        job.trees(self._main.module)
         self.jobs.append(job)
         return job.id
-
-    def _check_dependencies(self, dependencies: list[str]) -> None:
-        known = [job.id for job in self.jobs]
-        for name in dependencies:
-            if name not in known:
-                raise ConfigError(f"cannot depend on that: {NotFoundError('job', name, known)}")
-
-    def _executors_for(self, given: Any, count: int) -> list[Executor]:
-        listed = given if isinstance(given, list) else [given] * count
-        executors = [copy.deepcopy(as_executor(item) if item else self.executor) for item in listed]
-        if len(executors) == 1:
-            executors = [copy.deepcopy(executors[0]) for _ in range(count)]
-        if len(executors) != count:
-            raise ConfigError(f"a group of {count} tasks takes one executor or {count}, not {len(executors)}")
-        if len({type(executor) for executor in executors}) > 1:
-            raise ConfigError("the tasks of a group run together, so their executors must be of one class")
-        return executors
 
     def _assign(self, job: Job) -> None:
         for executor in job.executors:
@@ -259,11 +223,16 @@ class Experiment:
             return self.results()
         with git_record(store, Path.cwd()):
             records = self._detach(store) if detach else self._attend(store, tail_logs)
-        if self._goodbye:
-            console.goodbye(self.id, list(records.values()), left_running=detach)
+        self._say_goodbye(list(records.values()), left_running=detach)
         if self.raise_on_failure:
             raise_for(store, records.values())
         return self.results()
+
+    def _say_goodbye(self, records: list[JobRecord], *, left_running: bool) -> None:
+        if self._show_status and sys.stderr.isatty():
+            console.print_rows(console.JOB_COLUMNS, console.job_rows(records), stream=sys.stderr)
+        if self._goodbye:
+            console.goodbye(self.id, records, left_running=left_running)
 
     def _chain(self) -> None:
         if any(job.dependencies for job in self.jobs):
@@ -275,7 +244,7 @@ class Experiment:
         """Everything that can be known to fail is found here, before anything is written or started."""
         if not self.jobs:
             raise ConfigError(f"experiment {self.title!r} has no jobs; add some first: exp.add(task)")
-        dispatch.check({job.id: job for job in self.jobs})
+        check_jobs({job.id: job for job in self.jobs})
         for job in self.jobs if detach else ():
             executor = job.executors[0]
             if Capability.DETACH not in executor.capabilities:
@@ -291,7 +260,8 @@ class Experiment:
     def _plans(self) -> Iterator[tuple[Job, Plan]]:
         record = self._record()
         for job in self.jobs:
-            yield job, job.executors[0].plan(make_spec(job, self._trees[job.id], record, self.path))
+            spec = make_spec(job, job.trees(self._main.module), record, self.path)
+            yield job, job.executors[0].plan(spec)
 
     def _record(self) -> ExperimentRecord:
         return launch_record(self.id, self.title, self.jobs)
@@ -299,7 +269,7 @@ class Experiment:
     def _create(self) -> Store:
         while True:
             try:
-                files = record_files(self.jobs, self._trees, self._main_source, self.id)
+                files = record_files(self.jobs, self._main, self.id)
                 return Store.create(self._record(), files, base=self.base_dir)
             except FileExistsError:
                 # Another process made an experiment of this title in the same millisecond.
@@ -309,58 +279,17 @@ class Experiment:
 
     def _detach(self, store: Store) -> dict[str, JobRecord]:
         with store.dispatching():
-            dispatcher = self._dispatcher(store)
+            dispatcher = dispatch.Dispatcher(store, self._by_id(), workers=self._workers)
             complete = dispatcher.submit_due()
         if not complete:
-            dispatch.run_in_background(store)
+            run_in_background(store)
         return dispatcher.records
 
     def _attend(self, store: Store, tail_logs: bool = False) -> dict[str, JobRecord]:
-        """See the jobs through, showing how they do; Ctrl-C asks what becomes of them."""
-        while True:
-            try:
-                return dispatch.wait(store, lambda: self._dispatch(store, tail_logs))
-            except KeyboardInterrupt:
-                if self._interrupted(store) != "wait":
-                    raise
+        return attend(store, self._by_id, tail_logs=tail_logs, quiet=self._quiet, workers=self._workers)
 
-    def _dispatch(self, store: Store, tail_logs: bool) -> dict[str, JobRecord]:
-        dispatcher = self._dispatcher(store)
-        tails = {job.id: Tail(job.id) for job in self.jobs if tail_logs or job.tail_logs}
-        quiet = self._quiet or bool(tails)
-        with console.Progress(self.title, dispatcher.records, store.path, quiet=quiet) as progress:
-
-            def on_change(record: JobRecord) -> None:
-                progress.update(record)
-                if record.handle and (tail := tails.get(record.id)):
-                    executors = self._executors(record.id)
-                    secrets = look.secret_values(executors)
-                    tail.start(executors[0], record.handle, self._entry(record.id).roles, secrets)
-
-            dispatcher.on_change = on_change
-            records = dispatcher.run()
-            for tail in tails.values():
-                tail.finish()
-        return records
-
-    def _dispatcher(self, store: Store) -> dispatch.Dispatcher:
-        return dispatch.Dispatcher(store, {job.id: job for job in self.jobs}, workers=self._workers)
-
-    def _interrupted(self, store: Store) -> str:
-        left = look.unfinished(store.read_job(entry.id) for entry in store.experiment().jobs)
-        answer = console.ask_what_becomes(len(left)) if left else "leave"
-        if answer == "cancel":
-            look.cancel(store)
-            self._watch_cancelled(store)
-        elif answer == "leave" and any(not record.intent for record in left):
-            dispatch.run_in_background(store)
-        return answer
-
-    def _watch_cancelled(self, store: Store, patience: float = 30.0) -> None:
-        deadline = time.monotonic() + patience
-        while look.unfinished(records := look.refresh(store)) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        console.print_rows(console.JOB_COLUMNS, console.job_rows(records), stream=sys.stderr)
+    def _by_id(self) -> dict[str, Job]:
+        return {job.id: job for job in self.jobs}
 
     def dryrun(self, log: bool = True, exist_ok: bool = False, delete_exp_dir: bool = True) -> None:
         """Print what each job would submit; nothing is written and nothing started.
@@ -525,15 +454,12 @@ class Experiment:
         What plugins did to tasks and executors is in them already and is not done again; the launching
         script is not run.
         """
-        store = self._open()
+        self._open()
         new = Experiment(self.title, self.executor, base_dir=self.base_dir)
-        new._main_source = look.main_text(store) or new._main_source
         new.raise_on_failure = self.raise_on_failure
-        for job in self.jobs:
-            job = replace(copy.deepcopy(job))
+        new._jobs, new._main = copy.deepcopy(self.jobs), self._main
+        for job in new._jobs:
             new._assign(job)
-            new._trees[job.id] = store.read_json(f"{job.id}/task.json")
-            new.jobs.append(job)
         return new
 
     def __enter__(self) -> Experiment:
@@ -549,27 +475,6 @@ class Experiment:
 
     def __repr__(self) -> str:
         return f"<Experiment {self.id}: {', '.join(job.id for job in self._jobs or ()) or 'no jobs loaded'}>"
-
-
-def as_executor(executor: Executor | Config[Any] | None) -> Executor:
-    """An executor from an instance or a Config of one.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    if executor is None:
-        return LocalExecutor()
-    if isinstance(executor, Config):
-        import fiddle
-
-        executor = fiddle.build(executor)
-    if not isinstance(executor, Executor):
-        raise ConfigError(
-            f"executor is {type(executor).__name__} {executor!r}; give one such as run.LocalExecutor()"
-            " or run.Config(run.LocalExecutor, …)"
-        )
-    executor.check()
-    return executor
 
 
 def _title_of(task: Any) -> str:

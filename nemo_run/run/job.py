@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import graphlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, TypeAlias
 
 from nemo_run.config import Config, Partial, Script, get_type_namespace
-from nemo_run.core.execution.base import Executor
-from nemo_run.errors import ConfigError
+from nemo_run.core.execution.base import Capability, Executor
+from nemo_run.core.execution.local import LocalExecutor
+from nemo_run.errors import ConfigError, UnsupportedError
 from nemo_run.run.plugin import Plugin
-from nemo_run.run.store import JobEntry, folder_name
+from nemo_run.run.records import JobEntry
+from nemo_run.run.store import folder_name
 
 Task: TypeAlias = Config[Any] | Partial[Any] | Script
 
@@ -29,6 +34,29 @@ class Job:
     tail_logs: bool = False
     group: bool = False
 
+    def set_up(self) -> None:
+        """Let the plugins change the tasks and executors."""
+        for plugin in self.plugins:
+            for task, executor in zip(self.tasks, self.executors, strict=True):
+                plugin.setup(task, executor)
+
+    def trees(self, main: ModuleType | None = None) -> dict[str, Any]:
+        """By role what `task.json` holds; `main` stands for the launching script where that is not running.
+
+        Raises:
+            SerializationError: a task, or an executor, holds something that cannot be written down.
+        """
+        from nemo_run.core.serialization import to_tree
+
+        self.executor_trees(main)
+        return {role: to_tree(task, main=main) for role, task in zip(self.roles, self.tasks, strict=True)}
+
+    def executor_trees(self, main: ModuleType | None = None) -> list[Any]:
+        """What `executor.json` holds."""
+        from nemo_run.core.serialization import to_tree
+
+        return [to_tree(executor, main=main) for executor in self.executors]
+
     def entry(self) -> JobEntry:
         """What `experiment.json` holds of it."""
         from nemo_run.core.serialization import to_tree
@@ -41,6 +69,72 @@ class Job:
             plugins=[to_tree(plugin) for plugin in self.plugins],
             group=self.group,
         )
+
+
+def make_job(
+    task: Any,
+    executor: Any,
+    *,
+    name: str,
+    taken: list[str],
+    plugins: list[Plugin],
+    tail_logs: bool,
+    dependencies: list[str],
+) -> Job:
+    """A job of copies, which may be changed without the user's own objects changing.
+
+    Raises:
+        ConfigError: the task or the executor is none, or they do not fit together.
+    """
+    group = isinstance(task, list)
+    tasks = [copy.deepcopy(as_task(item)) for item in (task if group else [task])]
+    if not tasks:
+        raise ConfigError("a group needs at least one task")
+    job_id = unique_name(name or ("group" if group else task_name(tasks[0])), taken)
+    return Job(
+        id=job_id,
+        tasks=tasks,
+        executors=_executors(executor, len(tasks)),
+        roles=role_names(tasks) if group else [job_id],
+        dependencies=dependencies,
+        plugins=plugins,
+        tail_logs=tail_logs,
+        group=group,
+    )
+
+
+def _executors(given: Any, count: int) -> list[Executor]:
+    """One executor per task of a job."""
+    listed = list(given) if isinstance(given, list) else [given]
+    if len(listed) == 1:
+        listed = listed * count
+    if len(listed) != count:
+        raise ConfigError(f"a group of {count} tasks takes one executor or {count}, not {len(listed)}")
+    executors = [copy.deepcopy(as_executor(item)) for item in listed]
+    if len({type(executor) for executor in executors}) > 1:
+        raise ConfigError("the tasks of a group run together, so their executors must be of one class")
+    return executors
+
+
+def as_executor(executor: Executor | Config[Any] | None) -> Executor:
+    """An executor from an instance or a Config of one.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if executor is None:
+        return LocalExecutor()
+    if isinstance(executor, Config):
+        import fiddle
+
+        executor = fiddle.build(executor)
+    if not isinstance(executor, Executor):
+        raise ConfigError(
+            f"executor is {type(executor).__name__} {executor!r}; give one such as run.LocalExecutor()"
+            " or run.Config(run.LocalExecutor, …)"
+        )
+    executor.check()
+    return executor
 
 
 def as_task(task: Any) -> Task:
@@ -79,12 +173,36 @@ def unique_name(name: str, taken: Iterable[str]) -> str:
     return candidate
 
 
-def role_names(job_id: str, tasks: list[Task]) -> list[str]:
-    """The job's id for one task; for a group each task's short name, told apart by numbers."""
-    if len(tasks) == 1:
-        return [job_id]
+def role_names(tasks: list[Task]) -> list[str]:
+    """The names of a group's members: each task's short name, told apart by numbers."""
     names: list[str] = []
     for task in tasks:
         short = task_name(task) if isinstance(task, Script) else task_name(task).rpartition(".")[2]
         names.append(unique_name(short, names))
     return names
+
+
+def check_jobs(jobs: Mapping[str, Job]) -> None:
+    """Refuse what cannot be run, before anything is.
+
+    Raises:
+        ConfigError: a dependency is unknown or depends on itself in the end.
+        UnsupportedError: a group for a backend without groups.
+    """
+    for job in jobs.values():
+        for name in job.dependencies:
+            if name not in jobs:
+                raise ConfigError(f"job {job.id!r} depends on {name!r}, which is no job of this experiment")
+        executor = job.executors[0]
+        if job.group and Capability.GROUPS not in executor.capabilities:
+            name = type(executor).__name__
+            raise UnsupportedError(
+                f"{name} cannot run {job.id!r}, a group; add its tasks one by one,"
+                " or use an executor with groups",
+                executor=name,
+                capability="GROUPS",
+            )
+    try:
+        graphlib.TopologicalSorter({job.id: job.dependencies for job in jobs.values()}).prepare()
+    except graphlib.CycleError as exc:
+        raise ConfigError("jobs depend on each other in a circle: " + " → ".join(exc.args[1])) from exc

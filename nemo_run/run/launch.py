@@ -12,19 +12,20 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from nemo_run._version import __version__
 from nemo_run.config import Script
-from nemo_run.core.main_module import definitions, launch_source
+from nemo_run.core.main_module import definitions
 from nemo_run.core.runner import LOADING, mentioned_names
-from nemo_run.core.serialization import to_tree, tree_to_yaml
+from nemo_run.core.serialization import tree_to_yaml
 from nemo_run.errors import ConfigError
 from nemo_run.run.app import make_token, script_path
 from nemo_run.run.job import Job
-from nemo_run.run.store import ExperimentRecord, JobRecord, Store, dump
+from nemo_run.run.records import ExperimentRecord, JobRecord
+from nemo_run.run.script import LaunchingScript
+from nemo_run.run.store import Store, dump
 
 
 def launch_record(experiment_id: str, title: str, jobs: list[Job]) -> ExperimentRecord:
@@ -40,29 +41,28 @@ def launch_record(experiment_id: str, title: str, jobs: list[Job]) -> Experiment
     )
 
 
-def record_files(
-    jobs: list[Job], trees: Mapping[str, Mapping[str, Any]], source: str | None, experiment_id: str
-) -> dict[str, str]:
+def record_files(jobs: list[Job], main: LaunchingScript, experiment_id: str) -> dict[str, str]:
     """Everything that is written when an experiment is made: text by path below its folder.
 
     Raises:
         ConfigError: a task is defined in a session whose source cannot be had.
+        SerializationError: a task holds something that cannot be written down.
     """
-    files = {} if source is None else {"main.py": source}
+    files = {} if main.source is None else {"main.py": main.source}
     kept: dict[frozenset[str], str] = {}
     for job in jobs:
-        executors = [to_tree(executor) for executor in job.executors]
+        trees, executors = job.trees(main.module), job.executor_trees(main.module)
         token = make_token(experiment_id, job.id)
-        files[f"{job.id}/task.json"] = dump(trees[job.id])
-        files[f"{job.id}/task.yaml"] = tree_to_yaml(trees[job.id])
+        files[f"{job.id}/task.json"] = dump(trees)
+        files[f"{job.id}/task.yaml"] = tree_to_yaml(trees)
         files[f"{job.id}/executor.json"] = dump(executors)
         files[f"{job.id}/job.json"] = dump(JobRecord(id=job.id, token=token).to_json())
         for role, task in zip(job.roles, job.tasks, strict=True):
             if isinstance(task, Script) and task.inline:
                 files[f"{job.id}/{script_path(role)}"] = task.inline
-        needed = frozenset(mentioned_names([trees[job.id], executors]))
+        needed = frozenset(mentioned_names([trees, executors]))
         if needed and needed not in kept:
-            kept[needed] = _definitions(source, needed)
+            kept[needed] = _definitions(main.source, needed)
         if needed:
             files[f"{job.id}/configs/main.py"] = kept[needed]
     return files
@@ -89,11 +89,6 @@ def refuse_while_loading() -> None:
             "this script launches while a job loads its definitions; put the launch under"
             ' `if __name__ == "__main__":`'
         )
-
-
-def main_source() -> str | None:
-    """The text of the launching script, if there is one."""
-    return launch_source()
 
 
 def python_path() -> list[str]:

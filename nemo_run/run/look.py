@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,8 +19,10 @@ from nemo_run.core import runner
 from nemo_run.core.execution.base import AppState, Executor, JobHandle, JobStatus
 from nemo_run.errors import NemoRunError, NotFoundError, StoreError
 from nemo_run.run.logs import masker, read_logs
+from nemo_run.run.records import ExperimentRecord, JobEntry, JobRecord
 from nemo_run.run.results import read_outcome
-from nemo_run.run.store import ExperimentRecord, JobEntry, JobRecord, Store
+from nemo_run.run.script import LaunchingScript, definitions, whole_script
+from nemo_run.run.store import Store
 from nemo_run.secret import Secret
 from nemo_run.shell import Expand
 
@@ -47,10 +48,14 @@ def load_executors(store: Store, entry: JobEntry) -> list[Executor]:
     Raises:
         StoreError: the record cannot be read, or names a class that is not there.
     """
+    with definitions(store.job_dir(entry.id)):
+        return _build_executors(store, entry)
+
+
+def _build_executors(store: Store, entry: JobEntry) -> list[Executor]:
     trees = store.read_json(f"{entry.id}/executor.json")
     try:
-        with definitions(store.job_dir(entry.id)):
-            return [runner.build(tree, _AS_WRITTEN) for tree in trees]
+        return [runner.build(tree, _AS_WRITTEN) for tree in trees]
     except Exception as exc:  # building runs the constructors of users' classes, which may raise anything
         raise StoreError(
             f"cannot load the executor of job {entry.id!r} of {store.id!r}: {type(exc).__name__}: {exc}"
@@ -59,25 +64,29 @@ def load_executors(store: Store, entry: JobEntry) -> list[Executor]:
 
 def load_jobs(store: Store) -> dict[str, Job]:
     """All jobs of an experiment, with their tasks."""
-    return {entry.id: load_job(store, entry) for entry in store.experiment().jobs}
+    return load_launch(store)[0]
 
 
-def load_job(store: Store, entry: JobEntry) -> Job:
-    """A job with its tasks."""
+def load_launch(store: Store) -> tuple[dict[str, Job], LaunchingScript]:
+    """All jobs of an experiment with their tasks, and the script whose functions and classes they use."""
+    entries = store.experiment().jobs
+    records = [[store.read_json(f"{e.id}/{part}.json") for part in ("task", "executor")] for e in entries]
+    with whole_script(store.path, runner.mentioned_names(records)) as script:
+        return {entry.id: _load_job(store, entry) for entry in entries}, script
+
+
+def _load_job(store: Store, entry: JobEntry) -> Job:
     from nemo_run.core.serialization import from_tree
     from nemo_run.run.job import Job
 
     trees = store.read_json(f"{entry.id}/task.json")
-    with definitions(store.job_dir(entry.id)):
-        tasks = [_as_task(from_tree(trees[role])) for role in entry.roles]
-        plugins = [runner.build(tree, _AS_WRITTEN) for tree in entry.plugins]
     return Job(
         id=entry.id,
-        tasks=tasks,
-        executors=load_executors(store, entry),
+        tasks=[_as_task(from_tree(trees[role])) for role in entry.roles],
+        executors=_build_executors(store, entry),
         roles=entry.roles,
         dependencies=entry.dependencies,
-        plugins=plugins,
+        plugins=[runner.build(tree, _AS_WRITTEN) for tree in entry.plugins],
         tail_logs=entry.tail_logs,
         group=entry.group,
     )
@@ -92,30 +101,6 @@ def _as_task(loaded: Any) -> Any:
 
         return fiddle.build(loaded)
     return loaded
-
-
-@contextlib.contextmanager
-def definitions(job_dir: Path) -> Iterator[None]:
-    """Let names of the launching script resolve, as `__main__`, while a record that uses them is loaded."""
-    path = job_dir / "configs" / "main.py"
-    own_main = sys.modules["__main__"]
-    if not path.exists() or _is_same_script(own_main, job_dir):
-        yield
-        return
-    try:
-        runner.load_main(str(path))
-        yield
-    finally:
-        sys.modules["__main__"] = own_main
-
-
-def _is_same_script(module: Any, job_dir: Path) -> bool:
-    """Whether the running script is the one that launched, so that its own classes are the ones meant."""
-    file, copy = getattr(module, "__file__", None), job_dir.parent / "main.py"
-    try:
-        return file is not None and Path(file).read_bytes() == copy.read_bytes()
-    except OSError:
-        return False
 
 
 # --- jobs as they are now -------------------------------------------------------------------------------
@@ -300,14 +285,6 @@ def masked(store: Store, entry: JobEntry, text: str) -> str:
     except StoreError:
         return text
     return masker(secrets)(text)
-
-
-def main_text(store: Store) -> str | None:
-    """The launching script as it was."""
-    try:
-        return (store.path / "main.py").read_text(encoding="utf-8", errors="surrogateescape")
-    except FileNotFoundError:
-        return None
 
 
 def resources(store: Store, records: Iterable[JobRecord]) -> dict[str, str]:

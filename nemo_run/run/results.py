@@ -10,6 +10,7 @@ from typing import Any
 
 from nemo_run.core.runner import record_stem, unplain
 from nemo_run.errors import StoreError
+from nemo_run.run.script import definitions
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class PickledValue:
         import pickle
 
         try:
-            with open(self.path, "rb") as file:
+            # The launching script's own classes are named `__main__.Model`.
+            with open(self.path, "rb") as file, definitions(self.path.parents[1]):
                 owner = os.fstat(file.fileno()).st_uid
                 if owner != os.getuid():
                     raise StoreError(

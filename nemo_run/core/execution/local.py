@@ -183,10 +183,10 @@ def submit(plan: Plan, executor: str) -> JobHandle:
     an argument list nor in a file that anybody could open.
     """
     request, job_dir = plan.request, plan.spec.job_dir
-    (job_dir / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
     roles = [_resolved(role, at) for at, role in enumerate(request["roles"])]
     root = str(Path(runner.__file__).parents[2])
     try:
+        (job_dir / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
         with _anonymous_file() as stream, open(job_dir / "supervisor.log", "ab") as errors:
             marshal.dump({**request, "roles": roles, "secrets": _secrets(request["roles"], roles)}, stream)
             stream.seek(0)

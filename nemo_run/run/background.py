@@ -1,0 +1,38 @@
+"""The process that sees an experiment through when the one that launched it has gone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from nemo_run.run import dispatch, look
+from nemo_run.run.store import Store
+
+
+def run_in_background(store: Store) -> int:
+    """Start a process that sees an experiment through after this one has gone; returns its number."""
+    root = str(Path(__file__).parents[2])
+    start = "from nemo_run.run.background import main; main(sys.argv[1])"
+    code = f"import sys; sys.path.insert(1, {root!r}); {start}"
+    with open(store.path / "dispatcher.log", "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(store.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=store.path,
+            env=dict(os.environ),
+            start_new_session=True,
+        )
+    process.returncode = 0  # it is meant to outlive us, so `subprocess` need not warn that it does
+    return process.pid
+
+
+def main(path: str) -> None:
+    """Dispatch the experiment in this folder to its end, as soon as no other process does."""
+    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(message)s")
+    store = Store(Path(path))
+    dispatch.wait(store, lambda: dispatch.Dispatcher(store, look.load_jobs(store)).run())
