@@ -72,9 +72,8 @@ class Progress:
         with self._lock:
             before = self._records.get(record.id)
             self._records[record.id] = record
-        if self._quiet or self._live is not None or (before and before.state == record.state):
-            return
-        if record.state not in (AppState.SUBMITTED, AppState.PENDING):
+        told = self._quiet or self._live is not None or (before and before.state == record.state)
+        if not told and record.state not in (AppState.SUBMITTED, AppState.PENDING):
             _say(_line(record, min(max(map(len, self._records)), _WIDTH)))
 
     def _table(self) -> RenderableType:
@@ -191,10 +190,7 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Left-aligned columns, two blanks apart, without trailing blanks."""
     lines = [tuple(columns), *(tuple(map(str, row)) for row in rows)]
     widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
-    padded = (
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
-    )
-    return "\n".join(line.rstrip() for line in padded)
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def job_rows(records: Iterable[JobRecord], resources: Mapping[str, str] | None = None) -> list[list[str]]:
@@ -229,17 +225,13 @@ def goodbye(experiment_id: str, records: Sequence[JobRecord], *, left_running: b
     what = "goes on without this process" if left_running else "has ended"
     verbs = ("status", "logs", "wait", "cancel") if left_running else ("status", "logs", "results", "show")
     lines = [f"Experiment {experiment_id} {what}: {_counts(records)}.", "Come back to it with"]
+    # Of several jobs' logs the one to look at: the first that failed, else the last.
+    telling = next((record.id for record in records if record.state == AppState.FAILED), records[-1].id)
     for verb in verbs:
-        which = f" {shlex.quote(_telling(records))}" if verb == "logs" and len(records) > 1 else ""
+        which = f" {shlex.quote(telling)}" if verb == "logs" and len(records) > 1 else ""
         lines.append(f"  {nemo} experiment {verb} {name}{which}")
     lines.append(f'or, in Python, run.Experiment.from_id("{experiment_id}").')
     _say("\n".join(lines))
-
-
-def _telling(records: Sequence[JobRecord]) -> str:
-    """The job whose log to look at: the first that failed, else the last."""
-    failed = (record.id for record in records if record.state == AppState.FAILED)
-    return next(failed, records[-1].id)
 
 
 def _nemo() -> str:

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds for which a job may be UNKNOWN before nobody waits for it any longer.
-LOST_AFTER = 600.0
 #: A hook for whoever wants to show what happens: called with each record that changed.
 OnChange = Callable[[JobRecord], None]
 
@@ -259,7 +257,7 @@ class Dispatcher:
     def _unseen(self, job_id: str, status: JobStatus) -> bool:
         """A job that cannot be seen keeps its last state, until waiting for it makes no sense."""
         age = time.monotonic() - self._unseen_since.setdefault(job_id, time.monotonic())
-        if age < LOST_AFTER:
+        if age < self._executor(job_id).lost_after:
             return False
         message = f"not seen for {age:.0f} s: {status.message}"
         self._update(job_id, state=AppState.UNKNOWN, message=message)

@@ -61,8 +61,8 @@ def _message(
         lines.append(look.masked(store, entry, f"  {error['type']}: {error['message']}"))
     if tail:
         lines += ["  its last lines:", *("    " + line for line in tail.splitlines())]
-    if paths := look.log_paths(store, entry):
-        lines.append(f"  its whole log: {paths[-1]}")
+    if (path := look.log_path(store, entry, record)).exists():
+        lines.append(f"  its whole log: {path}")
     if others:
         named = ", ".join(f"{other.id} ({other.state})" for other in others[:8])
         lines.append(f"  not succeeded either: {named}" + (" …" if len(others) > 8 else ""))

@@ -96,7 +96,7 @@ class Experiment:
             raise ConfigError('an Experiment needs a title: run.Experiment("title")')
         self.title = title or name or _title_of(task)
         self.base_dir = Path(base_dir).expanduser().absolute() if base_dir else None
-        self.id = id or self._free_id()
+        self.id = self._free_id() if id is None else self._checked_id(id)
         self.executor = as_executor(executor)
         self._jobs: list[Job] | None = []
         self.raise_on_failure = raise_on_failure
@@ -110,6 +110,12 @@ class Experiment:
         logger.setLevel(log_level)
         if task is not None:
             self.add(task, name=name or "")
+
+    def _checked_id(self, given: str) -> str:
+        start = folder_name(self.title) + "_"
+        if given != folder_name(given) or not given.startswith(start) or given == start:
+            raise ConfigError(f"id {given!r} is no id for title {self.title!r}; give {start}<something>")
+        return given
 
     def _free_id(self, after: int = 0) -> str:
         """An id that no experiment has; another process may still take it before ours is written."""

@@ -92,10 +92,9 @@ def refuse_while_loading() -> None:
 
 
 def python_path() -> list[str]:
-    """What this process can import from beyond what any start of its interpreter can."""
+    """Where this process imports from, PYTHONPATH included, beyond what is its interpreter's own."""
     own = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     own |= {*site.getsitepackages(), site.getusersitepackages()}
-    given = {path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path}
     paths = dict.fromkeys(os.path.abspath(path) for path in sys.path)
     zipped = os.path.join(
         sys.base_prefix, "lib", f"python{sys.version_info.major}{sys.version_info.minor}.zip"
@@ -104,7 +103,6 @@ def python_path() -> list[str]:
         path
         for path in paths
         if path not in own
-        and path not in given
         and path != zipped
         and not any(path.startswith(folder + os.sep) for folder in own)
         and os.path.isdir(path)

@@ -252,23 +252,29 @@ def secret_values(executors: Iterable[Executor]) -> list[str]:
     return values
 
 
+def failed_role(entry: JobEntry, record: JobRecord) -> str:
+    """The member of a group whose failure was the group's, as its message says; else the first."""
+    return next((role for role in entry.roles if record.message.startswith(role + ": ")), entry.roles[0])
+
+
 def error_of(store: Store, entry: JobEntry, record: JobRecord) -> Mapping[str, str] | None:
     """The error that a Python task of this job recorded."""
-    for role in entry.roles:
-        if error := read_outcome(store.job_dir(entry.id), role, record.attempt).error:
-            return error
+    for role in (failed_role(entry, record), *entry.roles):
+        with contextlib.suppress(StoreError):
+            if error := read_outcome(store.job_dir(entry.id), role, record.attempt).error:
+                return error
     return None
 
 
-def log_paths(store: Store, entry: JobEntry) -> list[Path]:
-    """The log files of a job that are on this machine."""
-    return sorted((store.job_dir(entry.id) / "logs").glob("*.log"))
+def log_path(store: Store, entry: JobEntry, record: JobRecord) -> Path:
+    """Where the log of a job's last attempt lies, of a group's the log of the member that failed."""
+    stem = runner.record_stem(failed_role(entry, record), 0, record.attempt)
+    return store.job_dir(entry.id) / "logs" / f"{stem}.log"
 
 
 def log_tail(store: Store, entry: JobEntry, record: JobRecord, lines: int = 20) -> str:
-    """The last lines of the first role's log."""
-    stem = runner.record_stem(entry.roles[0], 0, record.attempt)
-    path = store.job_dir(entry.id) / "logs" / f"{stem}.log"
+    """The last lines of that log."""
+    path = log_path(store, entry, record)
     try:
         with open(path, "rb") as file:
             file.seek(max(0, path.stat().st_size - 64 * 1024))

@@ -162,6 +162,8 @@ class Executor:
     remote: ClassVar[bool] = False
     #: Shortest and longest pause between two looks at this backend's jobs, in seconds.
     poll_interval: ClassVar[tuple[float, float]] = (0.005, 0.25)
+    #: Seconds for which a job may be UNKNOWN before nobody waits for it any longer.
+    lost_after: ClassVar[float] = 600.0
 
     def __post_init__(self) -> None:
         self.check()

@@ -352,8 +352,9 @@ def await_news(handles: Sequence[JobHandle], seconds: float) -> None:
     fds = []
     try:
         for handle in handles:
-            # An adopted job's supervisor may be another than the handle's: then the time ends this.
-            with contextlib.suppress(OSError):
+            # An adopted job's supervisor may be another than the handle's, and the handle of a backend that
+            # leaves this to us names none: then the time ends this.
+            with contextlib.suppress(OSError, LookupError, ValueError):
                 fds.append(os.pidfd_open(int(handle.data["pid"])))
                 poll.register(fds[-1], select.POLLIN)
         poll.poll(seconds * 1000)
