@@ -14,7 +14,7 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 autoclass_content = "both"
-autodoc_class_signature = "separated"
+autodoc_class_signature = "mixed"
 autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"

@@ -10,6 +10,9 @@ def main() -> None:
     from nemo_run.cli.app import app
     from nemo_run.errors import NemoRunError
 
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal cannot show is no reason to fail.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # as Python makes them
     try:
         app()
     except NemoRunError as exc:

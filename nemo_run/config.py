@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import inspect
 import operator
+import os
 import re
 import shlex
 import typing
@@ -199,10 +200,15 @@ def init_arguments(value: Any) -> dict[str, Any] | None:
     if isinstance(value, type) or not dataclasses.is_dataclass(value):
         return None
     fields = [f for f in dataclasses.fields(value) if f.init]
-    if list(inspect.signature(type(value).__init__).parameters)[1:] != _init_order(fields):
+    if _parameters(type(value).__init__) != _init_order(fields):
         return None
     arguments = {f.name: getattr(value, f.name) for f in fields}
     return {f.name: arguments[f.name] for f in fields if arguments[f.name] is not f.default}
+
+
+@functools.lru_cache(1000)
+def _parameters(method: Any) -> list[str]:
+    return list(inspect.signature(method).parameters)[1:]
 
 
 def _init_order(fields: Sequence[dataclasses.Field[Any]]) -> list[str]:
@@ -304,8 +310,8 @@ class Script(ConfigurableMixin):
     """A program to run as a task: a file in the packaged code, or text given here.
 
     Raises:
-        ConfigError: there is neither path nor inline, `args` is one text or holds a Secret, or `m` is set and
-            the entrypoint is not Python.
+        ConfigError: there is neither path nor inline, `args` is no list or holds a Secret, the entrypoint is
+            no command, or `m` is set and it is not Python.
     """
 
     #: The file to run, relative to the packaged code; with `m`, the module.
@@ -326,13 +332,17 @@ class Script(ConfigurableMixin):
     def __post_init__(self) -> None:
         if not (self.path or self.inline):
             raise ConfigError("a Script needs a path or an inline program")
-        if isinstance(self.args, str):
-            raise ConfigError(f"a Script's args are a list of words, not the text {self.args!r}")
+        self.path = os.fspath(self.path)
+        if "\0" in self.inline:
+            raise ConfigError("a Script's inline program holds a NUL, which no shell takes")
+        if not isinstance(self.args, (list, tuple)):
+            raise ConfigError(f"a Script's args are a list of words, not {self.args!r}")
         if any(isinstance(arg, Secret) for arg in self.args):
             raise ConfigError(
                 "a Script's args are seen by everybody who lists processes; hand a Secret over in its env"
             )
-        if self.m and not any(Path(word).name.startswith("python") for word in self._entrypoint()):
+        words = self._entrypoint()
+        if self.m and not any(Path(word).name.startswith("python") for word in words):
             raise ConfigError(f"m=True needs entrypoint='python', not {self.entrypoint!r}")
 
     def get_name(self) -> str:
@@ -355,7 +365,10 @@ class Script(ConfigurableMixin):
         return [*words, *(["-m"] if self.m else []), self.path, *args]
 
     def _entrypoint(self) -> list[str]:
-        return shlex.split(self.entrypoint or "")
+        try:
+            return shlex.split(self.entrypoint or "")
+        except ValueError as exc:
+            raise ConfigError(f"a Script's entrypoint {self.entrypoint!r} is no command: {exc}") from exc
 
 
 # --- autoconvert ----------------------------------------------------------------------------------------

@@ -90,6 +90,15 @@ class Secret:
             return _from_file(self.file)
         return _from_command(self.command or ())
 
+    def check(self) -> None:
+        """Find out before anything is started whether there is a value; commands are left alone.
+
+        Raises:
+            ConfigError: the variable is not set, or the file cannot be read.
+        """
+        if self.command is None:
+            self.resolve()
+
     def __repr__(self) -> str:
         if self.variable is not None:
             return f"Secret({self.variable!r})"

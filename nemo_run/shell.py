@@ -55,17 +55,25 @@ def through_shell(argv: Iterable[str], env: Mapping[str, str]) -> list[str]:
 
 
 def _escape_outside_substitution(text: str) -> str:
-    """Keep a double quote of the text itself from closing the quotes around it.
+    """Keep a double quote, or a last backslash, of the text itself from changing where its quotes close.
 
     Inside `$( )` and backquotes double quotes belong to the inner command and stay as they are.
     """
-    out, depth, ticks = [], 0, False
+    out, opened, escaped = [], [""], False
     for at, char in enumerate(text):
-        if char == "`" and (at == 0 or text[at - 1] != "\\"):
-            ticks = not ticks
-        elif char == "(" and (depth or text[at - 1 : at] == "$"):
-            depth += 1
-        elif char == ")" and depth:
-            depth -= 1
-        out.append('\\"' if char == '"' and not depth and not ticks else char)
-    return "".join(out)
+        inner = opened[-1]
+        out.append('\\"' if char == '"' and not inner and not escaped else char)
+        if escaped:
+            escaped = False
+        elif char == "\\" and inner != "'":
+            escaped = True
+        elif char == inner or (char, inner) == (")", "("):
+            opened.pop()
+        elif inner != "'" and (
+            char == "`"
+            or (char == "(" and (inner == "(" or text[at - 1 : at] == "$"))
+            or (char == '"' and inner)
+            or (char == "'" and inner in ("(", "`"))
+        ):
+            opened.append(char)
+    return "".join(out) + "\\" * escaped

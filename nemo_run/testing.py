@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -34,11 +35,7 @@ _UNSEEN = JobStatus(state=AppState.UNKNOWN, message="the cluster does not see it
 
 @dataclass(frozen=True, kw_only=True)
 class Fate:
-    """What becomes of a job of a FakeExecutor.
-
-    Raises:
-        ConfigError: `state` is none.
-    """
+    """What becomes of a job of a FakeExecutor; a ConfigError if its `state` is none."""
 
     #: How it ends; RUNNING never ends by itself, UNKNOWN is never seen.
     state: str = "SUCCEEDED"
@@ -115,8 +112,11 @@ class FakeExecutor(Executor):
         """What each job has come to by now."""
         self._count("status", *(handle.id for handle in handles))
         jobs, statuses = self._statuses([handle.id for handle in handles])
-        hidden = {job_id for job_id, job in jobs.items() if _is_hidden(job, time.time())}
-        return [_UNSEEN if h.id in hidden else statuses.get(h.id, _UNSEEN) for h in handles]
+        for job_id, job in jobs.items():
+            begin, end = job["fate"]["unseen"]
+            if begin <= time.time() - job["submitted"] < end:
+                statuses[job_id] = _UNSEEN
+        return [statuses.get(handle.id, _UNSEEN) for handle in handles]
 
     def cancel(self, handle: JobHandle) -> None:
         """Leave word in the folder, unless it has been left."""
@@ -156,14 +156,13 @@ class FakeExecutor(Executor):
 
     def _statuses(self, job_ids: list[str]) -> tuple[dict[str, Any], dict[str, JobStatus]]:
         """The records and states of jobs and of all they depend on."""
-        jobs: dict[str, Any] = {}
-        todo = list(job_ids)
+        jobs, todo = dict[str, Any](), list(job_ids)
         while todo:
             path = Path(self._path(f"{todo.pop()}.json"))
             if path.stem not in jobs and path.exists():
                 jobs[path.stem] = json.loads(path.read_bytes())
                 todo += jobs[path.stem]["depends_on"]
-        statuses: dict[str, JobStatus] = {}
+        statuses = dict[str, JobStatus]()
         for job in sorted(jobs.values(), key=lambda job: job["submitted"]):
             statuses[job["id"]] = self._status(job, [statuses[name] for name in job["depends_on"]])
         return jobs, statuses
@@ -191,20 +190,12 @@ class FakeQueue(FakeExecutor):
     capabilities: ClassVar[Capability] = FakeExecutor.capabilities | Capability.DEPENDENCIES
 
 
-def _is_hidden(job: Mapping[str, Any], now: float) -> bool:
-    begin, end = job["fate"]["unseen"]
-    return bool(begin <= now - job["submitted"] < end)
-
-
 def kill_at(step: Callable[[str, tuple[Any, ...]], object], count: int = 1) -> None:
     """End this process by SIGKILL just before the `count`-th audit event (PEP 578) that is the `step`."""
-    left = count
+    times = itertools.count(1)
 
     def watch(event: str, args: tuple[Any, ...]) -> None:
-        nonlocal left
-        if step(event, args):
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+        if step(event, args) and next(times) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)

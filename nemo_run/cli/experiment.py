@@ -37,14 +37,18 @@ def list_(
 ) -> None:
     """List experiments, newest first."""
     from nemo_run.console import print_rows
-    from nemo_run.run.store import scan
+    from nemo_run.run.store import is_experiment, newest, scan
 
-    wanted, found = _wanted_state(state), scan(title or None)
+    wanted = _wanted_state(state)
+    found = scan(title or None) if title or wanted or not limit else newest(limit + 1)
     rows: list[dict[str, Any]] = []
     for path in found:
         if limit and len(rows) >= limit:
             break
-        if (row := describe(path))["state"] == wanted or not wanted:
+        row = describe(path)
+        if "error" in row and not is_experiment(path):
+            continue  # another tool's, or deleted meanwhile
+        if row["state"] == wanted or not wanted:
             rows.append(row)
     if as_json:
         return print_json(rows)
@@ -58,7 +62,7 @@ def list_(
         if "error" in row:
             typer.echo(f"nemo: {row['error']}", err=True)
     if len(found) > len(rows) and not wanted:
-        typer.echo(f"{len(rows)} of {len(found)}; --limit 0 shows all.", err=True)
+        typer.echo(f"The newest {len(rows)}; --limit 0 shows all.", err=True)
 
 
 @app.command()
@@ -128,7 +132,7 @@ def cancel(
 
 @app.command()
 def results(name: str = _NAME, job: str = _JOB, as_json: bool = _JSON) -> None:
-    """Print the values that jobs returned; those pickled are only named."""
+    """Print the values that jobs returned; pickles are only named."""
     from nemo_run.console import print_rows
     from nemo_run.errors import NotFoundError
     from nemo_run.run import look

@@ -67,8 +67,9 @@ def describe(path: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"id": path.name, "title": path.parent.name, "state": "UNKNOWN", "jobs": None}
     row |= {"created": created, "age": age(created) if created else ""}
     try:
-        experiment = Store(path).experiment()
-        records = look.refresh(Store(path), experiment)
+        store = Store(path)
+        experiment = store.experiment()
+        records = look.refresh(store, experiment)
     except StoreError as exc:
         return row | {"error": str(exc)}
     return row | {"title": experiment.title, "state": summarize(records).name, "jobs": len(records)}

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class App(typer.Typer):
     """A Typer whose commands start quickly."""
 
-    def command(self, *args: Any, **settings: Any) -> Any:
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"cls": _Group, **settings})
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[_F], _F]:
         """As Typer's own."""
-        return super().command(*args, **{"cls": _Command, **settings})
+        return super().command(name, **{"cls": _Command, **settings})
 
 
 class _Command(TyperCommand):
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        for param in self.params:
-            # Older versions have no such attribute, and do not need one.
-            if getattr(param, "_runtime_param", True) is None and param.nargs == 1 and not param.multiple:
-                param._runtime_param = _AsItIs()
-        return super().parse_args(ctx, args)
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _converting_less(super().get_params(ctx))
+
+
+class _Group(TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _converting_less(super().get_params(ctx))
+
+
+def _converting_less(params: list[Any]) -> list[Any]:
+    for param in params:
+        # Older versions have no such attribute, and do not need one.
+        if getattr(param, "_runtime_param", True) is None and param.nargs == 1 and not param.multiple:
+            param._runtime_param = _AsItIs()
+    return params
 
 
 class _AsItIs:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 JOB_DIR, ATTEMPT, REPLICA = "NEMORUN_JOB_DIR", "NEMORUN_ATTEMPT", "NEMORUN_REPLICA"
 #: Prefix of the variables that hand over `run.Secret`s given as task arguments; gone once they are read.
 SECRET = "NEMORUN_SECRET_"
-
+#: Names the variables whose values are secrets, to be kept out of the record of an error.
+SECRETS = "NEMORUN_SECRETS"
 #: Set while the launching script's definitions are executed, where nothing may be launched again.
 LOADING = "NEMORUN_LOADING"
 
@@ -47,16 +48,17 @@ def run(tree: Any, job_dir: str, role: str) -> None:
     """
     stem = os.path.join(job_dir, "results", record_stem(role, int(os.environ.get(REPLICA, 0)), attempt()))
     os.makedirs(os.path.dirname(stem), mode=0o700, exist_ok=True)
+    secrets = [os.environ.get(name, "") for name in os.environ.get(SECRETS, "").split(",")]
     try:
         _configure_logging()
         if mentioned_names(tree):
             load_main(os.path.join(job_dir, "configs", "main.py"))
         value = call(tree)
     except SystemExit as exc:
-        record_error(stem, exc) if exc.code else record_value(stem, None)
+        record_error(stem, exc, secrets) if exc.code else record_value(stem, None)
         raise
     except BaseException as exc:
-        record_error(stem, exc)
+        record_error(stem, exc, secrets)
         sys.excepthook(type(exc), exc, exc.__traceback__)
         raise SystemExit(1) from None
     record_value(stem, value)
@@ -320,8 +322,8 @@ def _short_repr(value: Any) -> str:
         return object.__repr__(value)
 
 
-def record_error(stem: str, exc: BaseException) -> None:
-    """Write down an error with its traceback."""
+def record_error(stem: str, exc: BaseException, secrets: Sequence[str] = ()) -> None:
+    """Write down an error with its traceback, less what they tell of secrets."""
     import json
     import traceback
 
@@ -330,10 +332,18 @@ def record_error(stem: str, exc: BaseException) -> None:
         exc.__traceback__ = exc.__traceback__.tb_next
     error = {
         "type": f"{type(exc).__module__}.{type(exc).__qualname__}".replace("builtins.", ""),
-        "message": str(exc),
-        "traceback": "".join(traceback.format_exception(type(exc), exc, exc.__traceback__)),
+        "message": _masked(str(exc), secrets),
+        "traceback": _masked("".join(traceback.format_exception(type(exc), exc, exc.__traceback__)), secrets),
     }
     write(stem + ".json", json.dumps({"error": error}) + "\n")
+
+
+def _masked(text: str, secrets: Sequence[str]) -> str:
+    """As `core/masking.py` does it, which this file cannot import."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret.strip()) >= 3:
+            text = text.replace(secret, "••••••")
+    return text
 
 
 def plain(value: Any) -> Any:
@@ -370,13 +380,18 @@ def unplain(tree: Any) -> Any:
     return {key: unplain(item) for key, item in tree.items()}
 
 
+def private(path: str, flags: int) -> int:
+    """An `opener` for `open`: what it makes is for its owner alone."""
+    return os.open(path, flags, 0o600)
+
+
 def write(path: str, content: str | bytes, *, sync: bool = False) -> None:
     """Write a file whole or not at all, readable by its owner alone.
 
     Against a killed process the rename is enough; `sync` also waits for the disk (5 ms and more), for what
     must outlast a crash of the machine.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="surrogateescape") if isinstance(content, str) else content
     temporary = f"{path}.{os.getpid()}.tmp"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
@@ -396,4 +411,5 @@ def write(path: str, content: str | bytes, *, sync: bool = False) -> None:
 if __name__ == "__main__":
     # As a script this file's folder comes first on the path, where it would hide modules of the task's.
     del sys.path[0]
-    main(sys.argv[1:])
+    arguments, sys.argv[1:] = sys.argv[1:], []  # they are ours, so no task parses them
+    main(arguments)

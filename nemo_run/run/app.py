@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_run.core.execution.base import Executor, JobSpec
+from nemo_run.core.execution.checks import check_env
 from nemo_run.core.execution.launcher import Command, get_launcher
-from nemo_run.core.runner import JOB_DIR, SECRET
+from nemo_run.core.runner import JOB_DIR, SECRET, SECRETS
 from nemo_run.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -86,6 +88,7 @@ def _make_role(
     env = _common_env(experiment, executor, job_dir)
     if isinstance(task, Script):
         argv = _script_argv(task, name, executor, job_dir, workdir)
+        check_env(f"env of script {name!r}", task.env)
         env |= executor.env_vars | task.env
         in_process = None
     else:
@@ -93,6 +96,9 @@ def _make_role(
         env |= executor.env_vars | _secrets(tree)
         env["PYTHONPATH"] = _python_path(executor, experiment, job_dir, env.get("PYTHONPATH"))
         in_process = tree
+    _refuse_unpassable(name, argv, env)
+    if secret := [variable for variable, value in env.items() if not isinstance(value, str)]:
+        env[SECRETS] = ",".join(secret)
     command = get_launcher(executor.launcher).wrap(Command(argv=tuple(argv)), executor.topology())
     return Role(
         name=name,
@@ -105,6 +111,21 @@ def _make_role(
         resource=Resource(cpu=executor.cpu_limit or -1, gpu=-1, memMB=-1),
         metadata={"workdir": workdir, "task": in_process},
     )
+
+
+def _refuse_unpassable(role: str, argv: Iterable[str], env: Mapping[str, Any]) -> None:
+    """Refuse what no process can be given as an argument or in its environment."""
+    # A variable's value may be a password, so that only its name is told.
+    for shown, word in [*((repr(word), word) for word in argv), *env.items()]:
+        try:
+            passable = not isinstance(word, str) or b"\0" not in os.fsencode(word)
+        except UnicodeEncodeError:
+            passable = False
+        if not passable:
+            raise ConfigError(
+                f"{role!r} cannot be given {shown}: an argument or variable holds neither a NUL nor a lone"
+                " surrogate; hand it over in a file"
+            )
 
 
 def _common_env(experiment: ExperimentRecord, executor: Executor, job_dir: Path) -> dict[str, Any]:
@@ -123,14 +144,14 @@ def _workdir(executor: Executor, experiment: ExperimentRecord, job_dir: Path) ->
     """`working_dir` against the launching folder; without one the packaged code, or that folder itself."""
     if executor.working_dir:
         return os.path.join(experiment.cwd, os.path.expanduser(executor.working_dir))
-    if (job_dir / "code").is_dir():
+    if os.path.isdir(job_dir / "code"):
         return str(executor.rundir(job_dir) / "code")
     return experiment.cwd
 
 
 def _python_path(executor: Executor, experiment: ExperimentRecord, job_dir: Path, given: str | None) -> str:
     """What the launching script could import, the job can; an executor's own PYTHONPATH comes after."""
-    if (job_dir / "code").is_dir():
+    if os.path.isdir(job_dir / "code"):
         paths = [str(executor.rundir(job_dir) / "code")]
     else:
         paths = experiment.python_path if executor.shares_files() else []
@@ -138,7 +159,7 @@ def _python_path(executor: Executor, experiment: ExperimentRecord, job_dir: Path
 
 
 def _script_argv(script: Script, role: str, executor: Executor, job_dir: Path, workdir: str) -> list[str]:
-    if not script.inline and not script.m and executor.shares_files() and not (job_dir / "code").is_dir():
+    if not script.inline and not script.m and executor.shares_files() and not os.path.isdir(job_dir / "code"):
         path = os.path.join(workdir, os.path.expanduser(script.path))
         if not os.path.exists(path):
             raise ConfigError(f"script {script.path!r} is not there ({path}); give its path from {workdir!r}")

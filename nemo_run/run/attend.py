@@ -42,12 +42,12 @@ def attend(
         with _shown(dispatcher, tail_logs, quiet):
             return dispatcher.run()
 
-    while True:
-        try:
-            return dispatch.wait(store, see_through)
-        except KeyboardInterrupt:
-            if _interrupted(store) != "wait":
-                raise
+    try:
+        return dispatch.wait(store, see_through)
+    except KeyboardInterrupt:
+        if _interrupted(store) != "wait":
+            raise
+    return dispatch.wait(store, see_through)  # a second Ctrl-C is not asked about
 
 
 @contextlib.contextmanager
@@ -77,7 +77,7 @@ def _interrupted(store: Store) -> str:
     if answer == "cancel":
         look.cancel(store)
         _show_ends(store)
-    elif answer == "leave" and any(not record.intent for record in left):
+    elif answer == "leave" and any(record.handle is None for record in left):
         run_in_background(store)
     return answer
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from nemo_run.core.runner import private
 from nemo_run.run import dispatch, look
 from nemo_run.run.store import Store
 
@@ -17,7 +18,7 @@ def run_in_background(store: Store) -> int:
     root = str(Path(__file__).parents[2])
     start = "from nemo_run.run.background import main; main(sys.argv[1])"
     code = f"import sys; sys.path.insert(1, {root!r}); {start}"
-    with open(store.path / "dispatcher.log", "ab") as log:
+    with open(store.path / "dispatcher.log", "ab", opener=private) as log:
         process = subprocess.Popen(
             [sys.executable, "-c", code, str(store.path)],
             stdin=subprocess.DEVNULL,

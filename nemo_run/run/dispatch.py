@@ -8,9 +8,8 @@ none is forgotten, whenever the process doing this was killed.
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -55,7 +54,7 @@ class Dispatcher:
                 self._dependents[name].append(job.id)
         #: Jobs wait for others (held), then for room (ready), then for their end (running): settled.
         self._held = dict.fromkeys(jobs)
-        self._ready: deque[str] = deque()
+        self._ready: dict[tuple[type, str], deque[str]] = defaultdict(deque)
         self._running: dict[str, None] = {}
         self._unsettled = set(jobs)
         #: Held jobs to look at again, because something they depend on has changed.
@@ -81,7 +80,7 @@ class Dispatcher:
         """Submit what can start now, and say whether that was everything."""
         self._resume()
         self._submit_due()
-        return not self._held and not self._ready
+        return not self._held and not any(self._ready.values())
 
     def _resume(self) -> None:
         """Take over where an earlier process stopped: adopt what it submitted without hearing of it."""
@@ -115,7 +114,7 @@ class Dispatcher:
                 self._settle(job_id)
             elif self._may_start(job_id):
                 del self._held[job_id]
-                self._ready.append(job_id)
+                self._ready[_backend(self._executor(job_id))].append(job_id)
 
     def _blocker(self, job_id: str) -> JobRecord | None:
         """A dependency that has ended and did not succeed."""
@@ -139,6 +138,13 @@ class Dispatcher:
     # --- submitting -------------------------------------------------------------------------------------
 
     def _submit_due(self) -> bool:
+        """Submit until nothing more may start; True if that was anything."""
+        waves = 0
+        while self._submit_wave():
+            waves += 1  # what has just been submitted may be all that others wait for
+        return waves > 0
+
+    def _submit_wave(self) -> bool:
         self._collect_ready()
         due = self._take_due()
         if len(due) > 1 and self._workers > 1:
@@ -157,20 +163,12 @@ class Dispatcher:
 
     def _take_due(self) -> list[str]:
         """Of the ready jobs as many as their backends' limits leave room for."""
-        room: dict[tuple[type, str], float] = {}
-        for job_id in (*self._ready, *self._running):
-            limit = self._executor(job_id).parallel_limit()
-            room.setdefault(_backend(self._executor(job_id)), math.inf if limit is None else limit)
-        for job_id in self._running:
-            room[_backend(self._executor(job_id))] -= 1
+        running = Counter(_backend(self._executor(job_id)) for job_id in self._running)
         due: list[str] = []
-        later: deque[str] = deque()
-        while self._ready and any(left > 0 for left in room.values()):
-            job_id = self._ready.popleft()
-            backend = _backend(self._executor(job_id))
-            (due if room[backend] > 0 else later).append(job_id)
-            room[backend] -= 1
-        self._ready.extendleft(reversed(later))
+        for backend, ready in self._ready.items():
+            limit = self._executor(ready[0]).parallel_limit() if ready else 0
+            room = len(ready) if limit is None else min(limit - running[backend], len(ready))
+            due += [ready.popleft() for _ in range(room)]
         return due
 
     def _submit(self, job_id: str) -> None:
@@ -192,7 +190,8 @@ class Dispatcher:
             logger.error("job %s of %s: submitting it failed: %s", job_id, self.store.id, exc)
             self._resolve_doubt(job_id, str(exc) or type(exc).__name__)
         else:
-            self._update(job_id, sync=executor.remote, handle=handle)
+            if self._update(job_id, sync=executor.remote, handle=handle).terminal:
+                executor.cancel(handle)  # somebody cancelled it before it could be seen to have arrived
 
     def _resolve_doubt(self, job_id: str, error: str) -> bool:
         """After a failed submission: the job may have arrived all the same; True once that is known."""
@@ -294,7 +293,7 @@ class Dispatcher:
 
 
 def wait(store: Store, see_through: Callable[[], dict[str, JobRecord]]) -> dict[str, JobRecord]:
-    """Wait until all jobs have ended, or can no longer be seen.
+    """Wait until all jobs have ended, or whoever dispatches them has given up those it cannot see.
 
     Args:
         store: The experiment.
@@ -306,7 +305,7 @@ def wait(store: Store, see_through: Callable[[], dict[str, JobRecord]]) -> dict[
             if ours:
                 return see_through()
         records = {record.id: record for record in refresh(store)}
-        if all(record.state == AppState.UNKNOWN for record in unfinished(records.values())):
+        if not unfinished(records.values()):
             return records
         time.sleep(pause)
         pause = min(pause * 1.5, 2.0)

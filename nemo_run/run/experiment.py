@@ -22,7 +22,16 @@ from nemo_run.run.app import make_spec
 from nemo_run.run.attend import attend
 from nemo_run.run.background import run_in_background
 from nemo_run.run.errors import raise_for
-from nemo_run.run.job import Job, as_executor, as_task, check_jobs, make_job, task_name
+from nemo_run.run.job import (
+    Job,
+    as_executor,
+    as_plugins,
+    as_task,
+    check_jobs,
+    check_secrets,
+    make_job,
+    task_name,
+)
 from nemo_run.run.launch import (
     git_record,
     launch_record,
@@ -33,7 +42,7 @@ from nemo_run.run.plugin import Plugin
 from nemo_run.run.records import ExperimentRecord, JobEntry, JobRecord
 from nemo_run.run.results import job_value
 from nemo_run.run.script import launching_script
-from nemo_run.run.store import Store, created_ms, experiment_dir, new_id, scan
+from nemo_run.run.store import Store, created_ms, experiment_dir, folder_name, is_experiment, new_id, scan
 
 logger = logging.getLogger("nemo_run")
 
@@ -51,7 +60,7 @@ class Status(dict[str, dict[str, Any]]):
 class Experiment:
     """Tasks that are run together and remembered under NEMORUN_HOME.
 
-    Two forms:
+    Two forms::
 
         with run.Experiment("title") as exp:
             exp.add(run.Partial(train, lr=0.1), executor=run.LocalExecutor(), name="train")
@@ -92,10 +101,13 @@ class Experiment:
         serialize_metadata_for_scripts: bool = True,
         raise_on_failure: bool = True,
     ) -> None:
-        if title is None and task is None and name is None:
+        if not (title or name or task):
             raise ConfigError('an Experiment needs a title: run.Experiment("title")')
         self.title = title or name or _title_of(task)
+        if not isinstance(self.title, str):
+            raise ConfigError(f"an Experiment's title is a text, not {self.title!r}")
         self.base_dir = Path(base_dir).expanduser().absolute() if base_dir else None
+        self._has_own_id = id is not None
         self.id = self._free_id() if id is None else self._checked_id(id)
         self.executor = as_executor(executor)
         self._jobs: list[Job] | None = []
@@ -113,14 +125,15 @@ class Experiment:
 
     def _checked_id(self, given: str) -> str:
         start = folder_name(self.title) + "_"
-        if given != folder_name(given) or not given.startswith(start) or given == start:
+        rest = given.removeprefix(start)
+        if not given.startswith(start) or not rest or rest != folder_name(rest):
             raise ConfigError(f"id {given!r} is no id for title {self.title!r}; give {start}<something>")
         return given
 
     def _free_id(self, after: int = 0) -> str:
         """An id that no experiment has; another process may still take it before ours is written."""
         stamp = max(time.time_ns() // 1_000_000, after + 1)
-        while experiment_dir(self.title, new_id(self.title, stamp), self.base_dir).exists():
+        while os.path.exists(experiment_dir(self.title, new_id(self.title, stamp), self.base_dir)):
             stamp += 1
         return new_id(self.title, stamp)
 
@@ -168,6 +181,8 @@ class Experiment:
         """
         if self._store is not None:
             raise ConfigError(f"experiment {self.id!r} has been run; use reset() for a new one to add to")
+        if isinstance(dependencies, str):
+            raise ConfigError(f"dependencies is the text {dependencies!r}; give a list of job ids")
         known = [job.id for job in self.jobs]
         for dependency in dependencies or ():
             if dependency not in known:
@@ -177,7 +192,7 @@ class Experiment:
             executor or self.executor,
             name=name,
             taken=known,
-            plugins=[plugins] if isinstance(plugins, Plugin) else list(plugins or []),
+            plugins=as_plugins(plugins),
             tail_logs=tail_logs,
             dependencies=list(dependencies or []),
         )
@@ -221,6 +236,7 @@ class Experiment:
         if sequential:
             self._chain()
         self._check(detach)
+        check_secrets(self.jobs)
         store = self._store = self._create()
         if direct:
             from nemo_run.run.direct import run_direct
@@ -277,7 +293,10 @@ class Experiment:
             try:
                 files = record_files(self.jobs, self._main, self.id)
                 return Store.create(self._record(), files, base=self.base_dir)
-            except FileExistsError:
+            except FileExistsError as exc:
+                if self._has_own_id:
+                    message = f"there is an experiment {self.id!r} already; give another id, or none"
+                    raise ConfigError(message) from exc
                 # Another process made an experiment of this title in the same millisecond.
                 self.id = self._free_id(after=created_ms(self.path))
                 for job in self.jobs:
@@ -444,7 +463,7 @@ class Experiment:
     def catalog(cls, title: str = "", *, base_dir: str | os.PathLike[str] | None = None) -> list[str]:
         """The ids of all experiments, or of those of one title, oldest first."""
         found = scan(title or None, base=Path(base_dir) if base_dir else None)
-        return [path.name for path in reversed(found)]
+        return [path.name for path in reversed(found) if is_experiment(path)]
 
     @classmethod
     def _load(cls, store: Store, base_dir: Any) -> Experiment:

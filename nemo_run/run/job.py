@@ -17,6 +17,7 @@ from nemo_run.errors import ConfigError, UnsupportedError
 from nemo_run.run.plugin import Plugin
 from nemo_run.run.records import JobEntry
 from nemo_run.run.store import folder_name
+from nemo_run.secret import Secret
 
 Task: TypeAlias = Config[Any] | Partial[Any] | Script
 
@@ -34,11 +35,22 @@ class Job:
     tail_logs: bool = False
     group: bool = False
 
+    def secrets(self) -> list[Secret]:
+        """The secrets in the environments of its executors and scripts, and among its tasks' arguments."""
+        from fiddle import daglish
+
+        held: list[Any] = [value for executor in self.executors for value in executor.env_vars.values()]
+        for task in self.tasks:
+            script = isinstance(task, Script)
+            held += task.env.values() if script else (value for value, _ in daglish.iterate(task))
+        return [value for value in held if isinstance(value, Secret)]
+
     def set_up(self) -> None:
         """Let the plugins change the tasks and executors."""
         for plugin in self.plugins:
             for task, executor in zip(self.tasks, self.executors, strict=True):
                 plugin.setup(task, executor)
+                executor.check()
 
     def trees(self, main: ModuleType | None = None) -> dict[str, Any]:
         """By role what `task.json` holds; `main` stands for the launching script where that is not running.
@@ -86,8 +98,10 @@ def make_job(
     Raises:
         ConfigError: the task or the executor is none, or they do not fit together.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"a job's name is a text, not {name!r}")
     group = isinstance(task, list)
-    tasks = [copy.deepcopy(as_task(item)) for item in (task if group else [task])]
+    tasks = [_copied(as_task(item)) for item in (task if group else [task])]
     if not tasks:
         raise ConfigError("a group needs at least one task")
     job_id = unique_name(name or ("group" if group else task_name(tasks[0])), taken)
@@ -101,6 +115,32 @@ def make_job(
         tail_logs=tail_logs,
         group=group,
     )
+
+
+def _copied(task: Task) -> Task:
+    from nemo_run.core.serialization import to_tree
+
+    try:
+        return copy.deepcopy(task)
+    except Exception:
+        to_tree(task)  # what cannot be copied cannot be written down either, and this says where it is
+        raise
+
+
+def as_plugins(given: Any) -> list[Plugin]:
+    """Plugins from one or a list of them, each an instance or a Config of one.
+
+    Raises:
+        ConfigError: one is neither.
+    """
+    import fiddle
+
+    listed = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+    plugins = [fiddle.build(plugin) if isinstance(plugin, Config) else plugin for plugin in listed]
+    for plugin in plugins:
+        if not isinstance(plugin, Plugin):
+            raise ConfigError(f"plugin is {plugin!r}; give an instance of a subclass of run.Plugin")
+    return plugins
 
 
 def _executors(given: Any, count: int) -> list[Executor]:
@@ -186,13 +226,15 @@ def check_jobs(jobs: Mapping[str, Job]) -> None:
     """Refuse what cannot be run, before anything is.
 
     Raises:
-        ConfigError: a dependency is unknown or depends on itself in the end.
+        ConfigError: a dependency is unknown or depends on itself in the end; an executor cannot work.
         UnsupportedError: a group for a backend without groups.
     """
     for job in jobs.values():
         for name in job.dependencies:
             if name not in jobs:
                 raise ConfigError(f"job {job.id!r} depends on {name!r}, which is no job of this experiment")
+        for executor in job.executors:
+            executor.check()
         executor = job.executors[0]
         if job.group and Capability.GROUPS not in executor.capabilities:
             name = type(executor).__name__
@@ -206,3 +248,14 @@ def check_jobs(jobs: Mapping[str, Job]) -> None:
         graphlib.TopologicalSorter({job.id: job.dependencies for job in jobs.values()}).prepare()
     except graphlib.CycleError as exc:
         raise ConfigError("jobs depend on each other in a circle: " + " → ".join(exc.args[1])) from exc
+
+
+def check_secrets(jobs: Iterable[Job]) -> None:
+    """Find out whether all secrets of executors and tasks have a value, before anything is started.
+
+    Raises:
+        ConfigError: one has none.
+    """
+    for job in jobs:
+        for secret in job.secrets():
+            secret.check()

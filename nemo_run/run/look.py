@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -48,18 +49,21 @@ def load_executors(store: Store, entry: JobEntry) -> list[Executor]:
     Raises:
         StoreError: the record cannot be read, or names a class that is not there.
     """
-    with definitions(store.job_dir(entry.id)):
+    with _importable(store), definitions(store.job_dir(entry.id)):
         return _build_executors(store, entry)
 
 
 def _build_executors(store: Store, entry: JobEntry) -> list[Executor]:
     trees = store.read_json(f"{entry.id}/executor.json")
     try:
-        return [runner.build(tree, _AS_WRITTEN) for tree in trees]
+        executors = [runner.build(tree, _AS_WRITTEN) for tree in trees]
     except Exception as exc:  # building runs the constructors of users' classes, which may raise anything
         raise StoreError(
             f"cannot load the executor of job {entry.id!r} of {store.id!r}: {type(exc).__name__}: {exc}"
         ) from exc
+    if len(executors) != len(entry.roles) or not all(isinstance(each, Executor) for each in executors):
+        raise StoreError(f"cannot read {store.job_dir(entry.id) / 'executor.json'}: it holds no executor")
+    return executors
 
 
 def load_jobs(store: Store) -> dict[str, Job]:
@@ -71,8 +75,19 @@ def load_launch(store: Store) -> tuple[dict[str, Job], LaunchingScript]:
     """All jobs of an experiment with their tasks, and the script whose functions and classes they use."""
     entries = store.experiment().jobs
     records = [[store.read_json(f"{e.id}/{part}.json") for part in ("task", "executor")] for e in entries]
-    with whole_script(store.path, runner.mentioned_names(records)) as script:
+    with _importable(store), whole_script(store.path, runner.mentioned_names(records)) as script:
         return {entry.id: _load_job(store, entry) for entry in entries}, script
+
+
+@contextlib.contextmanager
+def _importable(store: Store) -> Iterator[None]:
+    """Let modules be found where the launching process found them, after the places where we look."""
+    own = list(sys.path)
+    sys.path += [path for path in store.experiment().python_path if path not in own]
+    try:
+        yield
+    finally:
+        sys.path[:] = own
 
 
 def _load_job(store: Store, entry: JobEntry) -> Job:
@@ -193,30 +208,41 @@ def cancel(store: Store, job_ids: Iterable[str] | None = None) -> list[str]:
 
     Raises:
         NotFoundError: there is no such job.
+        NemoRunError: one could not be asked; the others have been.
     """
-    experiment = store.experiment()
-    entries = {entry.id: entry for entry in experiment.jobs}
-    asked = []
+    entries = {entry.id: entry for entry in store.experiment().jobs}
+    asked, errors = [], []
     # Last first, so that no dependent starts because what it waits for has just ended.
     for job_id in reversed(list(entries if job_ids is None else job_ids)):
         if job_id not in entries:
             raise NotFoundError("job", job_id, list(entries))
-        record = store.read_job(job_id)
-        if record.terminal:
-            continue
-        asked.append(job_id)
-        if record.intent is None:
-            record = store.update_job(
-                job_id, state=AppState.CANCELLED, message="cancelled before it started", ended=time.time()
-            )
-            if record.terminal:
-                continue
-        executor = load_executors(store, entries[job_id])[0]
-        if handle := record.handle or executor.find(record.token):
-            executor.cancel(handle)
-        else:
-            store.update_job(job_id, state=AppState.CANCELLED, message="cancelled", ended=time.time())
+        try:
+            if _cancel_one(store, entries[job_id]):
+                asked.append(job_id)
+        except NemoRunError as exc:
+            errors.append(exc)
+    if errors:
+        raise errors[0]
     return asked
+
+
+def _cancel_one(store: Store, entry: JobEntry) -> bool:
+    """Ask one job to end: False if it had ended."""
+    record = store.read_job(entry.id)
+    if record.terminal:
+        return False
+    if record.intent is None:
+        record = store.update_job(
+            entry.id, state=AppState.CANCELLED, message="cancelled before it started", ended=time.time()
+        )
+        if record.terminal:
+            return True
+    executor = load_executors(store, entry)[0]
+    if handle := record.handle or executor.find(record.token):
+        executor.cancel(handle)
+    else:
+        store.update_job(entry.id, state=AppState.CANCELLED, message="cancelled", ended=time.time())
+    return True
 
 
 def read_job_logs(
@@ -227,14 +253,18 @@ def read_job_logs(
     Raises:
         NotFoundError: it has not started, or has no such role.
     """
-    record = store.read_job(entry.id)
     if role is not None and role not in entry.roles:
         raise NotFoundError("role", role, entry.roles)
     executors = load_executors(store, entry)
-    handle = record.handle or (executors[0].find(record.token) if record.intent else None)
-    if handle is None:
-        if not record.terminal:
+    while True:
+        record = store.read_job(entry.id)
+        handle = record.handle or (executors[0].find(record.token) if record.intent else None)
+        if handle or record.terminal:
+            break
+        if not follow:
             raise NotFoundError("log yet of job", entry.id)
+        time.sleep(0.1)
+    if handle is None:
         return iter([(entry.roles[0], line) for line in log_tail(store, entry, record, 10**9).splitlines()])
     roles = entry.roles if role is None else [role]
     secrets = secret_values(executors)

@@ -73,13 +73,13 @@ def read_outcome(job_dir: Path, role: str, attempt: int = 1, replica: int = 0) -
     path = job_dir / "results" / f"{record_stem(role, replica, attempt)}.json"
     try:
         record = json.loads(path.read_bytes())
+        if "error" in record:
+            return Outcome(error=record["error"], recorded=True)
+        return Outcome(value=_value(record, path), recorded=True)
     except FileNotFoundError:
         return Outcome()
-    except (OSError, ValueError) as exc:
-        raise StoreError(f"cannot read {path}: {exc}") from exc
-    if "error" in record:
-        return Outcome(error=record["error"], recorded=True)
-    return Outcome(value=_value(record, path), recorded=True)
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise StoreError(f"cannot read {path}: {exc!r}") from exc
 
 
 def _value(record: dict[str, Any], path: Path) -> Any:

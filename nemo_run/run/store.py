@@ -12,25 +12,29 @@ new one. An experiment appears by one rename and disappears by one, so nobody se
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from nemo_run.core.runner import write
-from nemo_run.errors import NotFoundError, StoreError
+from nemo_run.errors import ConfigError, NotFoundError, StoreError
 from nemo_run.home import get_nemorun_home, open_home
 from nemo_run.run.records import SCHEMA, ExperimentRecord, JobEntry, JobRecord
 
 #: Folders that are being made or deleted begin with these.
 _NEW, _TRASH = ".new-", ".trash-"
+#: Milliseconds by which the clocks of a file server and of its clients may differ.
+_CLOCKS_DIFFER = 3_600_000
 _UNSAFE = re.compile(r"[/\x00-\x1f\x7f]+")
 
 
@@ -39,6 +43,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._experiment: ExperimentRecord | None = None
 
     # --- making -----------------------------------------------------------------------------------------
 
@@ -56,11 +61,11 @@ class Store:
             StoreError: the folder cannot be written to.
         """
         final = experiment_dir(record.title, record.id, base)
-        new = final.with_name(f"{_NEW}{record.id}.{os.getpid()}"[:250])
+        new = final.with_name(f"{_NEW}{record.id}.{os.getpid()}.{os.urandom(4).hex()}")
         try:
             if base is None:
                 open_home()
-            new.mkdir(mode=0o700, parents=True)
+            _make_private(new)
             for name, text in files.items():
                 _write_new(new / name, text)
             _write_new(new / "experiment.json", dump(asdict(record)))
@@ -70,6 +75,7 @@ class Store:
             raise
         except OSError as exc:
             shutil.rmtree(new, ignore_errors=True)
+            _remove_if_empty(final.parent)
             raise StoreError(
                 f"cannot write experiment {record.id!r} under {str(final.parent)!r}: {exc.strerror or exc}."
                 " Free some space, or set NEMORUN_HOME to another folder."
@@ -84,12 +90,12 @@ class Store:
             NotFoundError: none, or more than one, is meant.
         """
         exact = _experiments(base) / name.rpartition("_")[0] / name
-        if name and "/" not in name and (exact / "experiment.json").exists():
+        if name and "/" not in name and os.path.exists(exact / "experiment.json"):
             return cls(exact)
-        if same_title := [path for path in scan(name, base=base) if _title_of(path) == name]:
-            return cls(same_title[0])
+        if same_title := next((path for path in scan(name, base=base) if _title_of(path) == name), None):
+            return cls(same_title)
         known = scan(base=base)
-        matches = [path for path in known if name and path.name.startswith(name)]
+        matches = [path for path in known if name and path.name.startswith(name) and is_experiment(path)]
         if len(matches) == 1:
             return cls(matches[0])
         if matches:
@@ -104,18 +110,23 @@ class Store:
         return self.path.name
 
     def experiment(self) -> ExperimentRecord:
-        """`experiment.json`.
+        """`experiment.json`, which does not change and so is read once.
 
         Raises:
             StoreError: it cannot be read, or a newer nemo_run wrote it.
         """
+        if self._experiment is None:
+            self._experiment = self._read_experiment()
+        return self._experiment
+
+    def _read_experiment(self) -> ExperimentRecord:
         record = self._read("experiment.json")
-        if record.get("schema", 0) > SCHEMA:
-            raise StoreError(
-                f"experiment {self.id!r} was written by a newer nemo_run (schema {record['schema']},"
-                f" this one reads up to {SCHEMA}); upgrade nemo_run to look at it"
-            )
         try:
+            if record.get("schema", 0) > SCHEMA:
+                raise StoreError(
+                    f"experiment {self.id!r} was written by a newer nemo_run (schema {record['schema']},"
+                    f" this one reads up to {SCHEMA}); upgrade nemo_run to look at it"
+                )
             jobs = [JobEntry(**job) for job in record["jobs"]]
             return ExperimentRecord(**{**record, "jobs": jobs})
         except (KeyError, TypeError, AttributeError) as exc:
@@ -198,23 +209,31 @@ class Store:
 
     def delete(self) -> None:
         """Remove the experiment: by a rename at once, then file by file."""
-        trash = self.path.with_name(f"{_TRASH}{self.id}.{os.getpid()}"[:250])
+        trash = self.path.with_name(f"{_TRASH}{self.id}.{os.getpid()}.{os.urandom(4).hex()}")
         try:
             self.path.rename(trash)
         except FileNotFoundError:
             return
         _remove(trash)
+        _remove_if_empty(trash.parent)
 
 
 # --- names and places -----------------------------------------------------------------------------------
 
 
 def folder_name(title: str) -> str:
-    """A title as the name of a folder: what a file system cannot hold becomes `-`, the rest stays."""
+    """A title as the name of a folder: what a file system cannot hold becomes `-`, the rest stays.
+
+    Raises:
+        ConfigError: it is no text: a half of a character, or bytes of another encoding.
+    """
     name = _UNSAFE.sub("-", title).strip() or "-"
     if name.startswith("."):
         name = "-" + name.lstrip(".")
-    raw = os.fsencode(name)
+    try:
+        raw = name.encode()
+    except UnicodeEncodeError as exc:
+        raise ConfigError(f"the name {title!r} is no text, as no file could hold it; give another") from exc
     if len(raw) > 120:
         name = raw[:100].decode(errors="ignore") + "-" + hashlib.sha256(raw).hexdigest()[:8]
     return name
@@ -232,28 +251,75 @@ def experiment_dir(title: str, experiment_id: str, base: Path | None = None) -> 
 
 def created_ms(path: Path) -> int:
     """When an experiment was made, from its id: 0 if the id does not say."""
-    stamp = path.name.rpartition("_")[2]
-    return int(stamp) if stamp.isdecimal() else 0
+    return _by_age(path.name)[0]
 
 
-def scan(title: str | None = None, *, base: Path | None = None) -> list[Path]:
+def scan(title: str | None = None, *, base: Path | None = None) -> Sequence[Path]:
     """The folders of all experiments (of one title), newest first; nothing in them is read."""
     root = _experiments(base)
-    titles = _folders(root) if title is None else [str(root / folder_name(title))]
-    found = [path for folder in titles for path in _folders(folder)]
-    return sorted(map(Path, found), key=lambda path: (created_ms(path), path.name), reverse=True)
+    one = title is not None
+    titles = [str(root / folder_name(title))] if title is not None else _folders(root, needed=True)
+    found = [(*_by_age(path), path) for folder in titles for path in _folders(folder, needed=one)]
+    return _Paths([path for _, _, path in sorted(found, reverse=True)])
+
+
+def newest(count: int, *, base: Path | None = None) -> Sequence[Path]:
+    """The newest experiments, newest first, without a look into the folder of every title.
+
+    That folder changes when an experiment appears in it, so it holds none that is newer than the change.
+    """
+    titles = sorted((_changed_ms(path), path) for path in _folders(_experiments(base), needed=True))
+    found: list[tuple[int, str, str]] = []
+    while titles:
+        changed, title = titles.pop()
+        if len(found) == count and changed + _CLOCKS_DIFFER < found[-1][0]:
+            break
+        found += [(*_by_age(path), path) for path in _folders(title)]
+        ours = (entry for entry in sorted(found, reverse=True) if is_experiment(Path(entry[2])))
+        found = list(itertools.islice(ours, count))
+    return [Path(path) for _, _, path in found]
+
+
+def _changed_ms(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns // 1_000_000
+    except FileNotFoundError:
+        return 0
+
+
+def _by_age(path: str) -> tuple[int, str]:
+    name = path.rpartition("/")[2]
+    stamp = name.rpartition("_")[2]
+    return int(stamp) if stamp.isdecimal() else 0, name
+
+
+class _Paths(Sequence[Path]):
+    """Paths that are made when they are looked at, as of ten thousand hardly more than twenty are."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, at: Any) -> Any:
+        return list(map(Path, self._names[at])) if isinstance(at, slice) else Path(self._names[at])
+
+
+def is_experiment(path: Path) -> bool:
+    """Whether a folder is an experiment, if one that has lost its record; other tools use this place too."""
+    return any(os.path.exists(path / name) for name in ("experiment.json", ".lock", ".dispatch"))
 
 
 def collect_garbage(base: Path | None = None) -> list[Path]:
     """Remove what makers and deleters that were killed left behind; returns the folders removed."""
     removed = []
-    for folder in _folders(_experiments(base)):
+    for folder in _folders(_experiments(base), needed=True):
         for path in map(Path, _folders(folder, hidden=True)):
             if path.name.startswith(_TRASH) or (path.name.startswith(_NEW) and _abandoned(path)):
                 _remove(path)
+                _remove_if_empty(path.parent)
                 removed.append(path)
-        with contextlib.suppress(OSError):
-            Path(folder).rmdir()
     return removed
 
 
@@ -261,11 +327,16 @@ def _experiments(base: Path | None) -> Path:
     return (base or get_nemorun_home()) / "experiments"
 
 
-def _folders(path: str | Path, hidden: bool = False) -> list[str]:
+def _folders(path: str | Path, *, hidden: bool = False, needed: bool = False) -> list[str]:
+    """The folders in a folder; none if it cannot be read, unless it is `needed`."""
     try:
         with os.scandir(path) as entries:
             return [e.path for e in entries if e.name.startswith(".") is hidden and e.is_dir()]
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as exc:
+        is_file = isinstance(exc, NotADirectoryError) and os.path.lexists(path)
+        if needed and not is_file and not isinstance(exc, FileNotFoundError):
+            mend = "Set NEMORUN_HOME to a folder of your own."
+            raise StoreError(f"cannot read {str(path)!r}: {exc.strerror}. {mend}") from exc
         return []
 
 
@@ -303,12 +374,31 @@ def _write_new(path: Path, text: str) -> None:
         file.write(text)
 
 
+def _make_private(path: Path, tries: int = 10) -> None:
+    """Make a folder, and those above it that are missing, for its owner alone."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileNotFoundError:
+        if not tries:
+            raise
+        with contextlib.suppress(FileExistsError):
+            _make_private(path.parent, tries - 1)
+        # Whoever deletes the last experiment of a title removes its folder, so it may be gone again.
+        _make_private(path, tries - 1)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
 def _rename_whole(new: Path, final: Path) -> None:
     # The system's rename replaces an empty folder, which only a stranger could have made here.
     try:
         new.rename(final)
     except OSError as exc:
-        if final.exists():
+        # By the error, as whoever has that name may have been deleted since.
+        if exc.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             raise FileExistsError(exc.errno, exc.strerror, str(final)) from exc
         raise
 

@@ -10,14 +10,22 @@ import enum
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from nemo_run.core.execution.launcher import Launcher
+from nemo_run.core.execution.checks import (
+    check_count,
+    check_env,
+    check_kind,
+    check_names,
+    check_path,
+    check_seconds,
+    parse_bytes,
+)
+from nemo_run.core.execution.launcher import Launcher, get_launcher
 from nemo_run.core.packaging.base import Packager
 from nemo_run.errors import ConfigError
-from nemo_run.shell import is_name
 
 if TYPE_CHECKING:
     from torchx.specs import AppDef
@@ -171,23 +179,16 @@ class Executor:
     def check(self) -> None:
         """Refuse values that cannot work; subclasses add their own and call this one."""
         name = type(self).__name__
-        for variable, value in self.env_vars.items():
-            if not is_name(variable):
-                raise ConfigError(f"{name}.env_vars: {variable!r} is not a name of an environment variable")
-            if not isinstance(value, str) and not hasattr(value, "resolve"):
-                raise ConfigError(
-                    f"{name}.env_vars[{variable!r}] is {type(value).__name__} {value!r}; give it as a str"
-                )
-            if isinstance(value, str) and "\0" in value:
-                raise ConfigError(
-                    f"{name}.env_vars[{variable!r}] holds a NUL, which no environment can carry"
-                )
-        for field_name in ("timeout", "cpu_limit"):
-            value = getattr(self, field_name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name}.{field_name} is {value!r}; give a number above 0, or None")
-        if self.retries < 0:
-            raise ConfigError(f"{name}.retries is {self.retries!r}; give 0 or more")
+        check_names(self)
+        check_env(f"{name}.env_vars", self.env_vars)
+        check_seconds(self, "timeout")
+        check_count(self, "retries", 0)
+        check_count(self, "cpu_limit", 1, optional=True)
+        check_path(self, "working_dir")
+        check_path(self, "python_path")
+        check_kind(self, "monitor_resources", bool)
+        check_kind(self, "packager", Packager)
+        get_launcher(self.launcher)
         if self.memory_limit is not None:
             parse_bytes(self.memory_limit, f"{name}.memory_limit")
         if self.log_level is not None and self.log_level not in LOG_LEVELS:
@@ -198,7 +199,7 @@ class Executor:
     @property
     def python(self) -> str:
         """The interpreter for Python tasks, never a bare `python`."""
-        return self.python_path or sys.executable
+        return os.fspath(self.python_path or sys.executable)
 
     def nnodes(self) -> int:
         """How many machines a job takes."""
@@ -309,25 +310,6 @@ class Executor:
 #: Names that `log_level` takes: those of Python's `logging`.
 LOG_LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG", "NOTSET")
 
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-def parse_bytes(text: str | int, what: str = "size") -> int:
-    """Bytes from a number or from text such as "512M", "32G", "1.5GiB"; K, M, G, T are powers of 1024.
-
-    Raises:
-        ConfigError: it is no such text, or not above 0.
-    """
-    digits = str(text).strip().upper().removesuffix("B").removesuffix("I")
-    unit = digits[-1:] if digits[-1:].isalpha() else ""
-    try:
-        size = int(float(digits.removesuffix(unit)) * _UNITS[unit])
-    except (ValueError, KeyError, OverflowError):
-        size = 0
-    if size <= 0:
-        raise ConfigError(f'{what} is {text!r}; give bytes, or text such as "512M" or "32G"')
-    return size
-
 
 def class_name(cls: type) -> str:
     """A class as a dotted name."""
@@ -339,8 +321,3 @@ def copy_for_job(executor: Executor) -> Executor:
     import copy
 
     return copy.deepcopy(executor)
-
-
-def missing_fields(executor: Executor) -> list[str]:
-    """Fields of `Executor` that a subclass's own `__init__` never set, because it did not call ours."""
-    return [entry.name for entry in fields(Executor) if not hasattr(executor, entry.name)]

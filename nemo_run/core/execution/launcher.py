@@ -36,7 +36,7 @@ def get_launcher(launcher: Launcher | str | None) -> Launcher:
     """The launcher meant by an executor's `launcher` field.
 
     Raises:
-        ConfigError: no launcher has that name.
+        ConfigError: no launcher has that name, or it is none.
     """
     if launcher is None:
         return Launcher()
@@ -44,4 +44,6 @@ def get_launcher(launcher: Launcher | str | None) -> Launcher:
         if launcher not in _BY_NAME:
             raise ConfigError(f"no launcher {launcher!r}{suggestion(launcher, list(_BY_NAME))}")
         return _BY_NAME[launcher]()
+    if not isinstance(launcher, Launcher):
+        raise ConfigError(f"launcher is {launcher!r}; give a Launcher, or one of {', '.join(_BY_NAME)}")
     return launcher
