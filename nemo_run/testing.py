@@ -13,21 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from nemo_run.core.execution.base import (
-    TERMINAL,
-    AppState,
-    Capability,
-    Executor,
-    JobHandle,
-    JobSpec,
-    JobStatus,
-    Plan,
-    class_name,
-)
+from nemo_run.core.execution.base import TERMINAL, AppState, Capability, Executor, JobHandle, JobStatus, Plan
 from nemo_run.core.runner import write
 from nemo_run.errors import ConfigError, SubmitError, TunnelError
+
+if TYPE_CHECKING:
+    from nemo_run.core.execution.base import JobSpec
 
 _NEVER = float("inf")
 _UNSEEN = JobStatus(state=AppState.UNKNOWN, message="the cluster does not see it")
@@ -148,7 +141,8 @@ class FakeExecutor(Executor):
         return os.path.join(self.folder, name)
 
     def _handle(self, job_id: str) -> JobHandle:
-        return JobHandle(executor=class_name(type(self)), id=job_id, data={"folder": self.folder})
+        name = f"{type(self).__module__}.{type(self).__qualname__}"
+        return JobHandle(executor=name, id=job_id, data={"folder": self.folder})
 
     def _count(self, verb: str, *what: str) -> None:
         with open(self._path("calls.log"), "a") as log:

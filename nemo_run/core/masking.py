@@ -24,15 +24,27 @@ def mask_stream(source: int, sink: int, secrets: Sequence[bytes]) -> None:
 
     What may be the beginning of a secret is held back until it is known not to be one.
     """
-    mask, held = MASK.encode(), b""
+    held = b""
     while chunk := os.read(source, 1 << 16):
         held += chunk
-        for secret in secrets:
-            held = held.replace(secret, mask)
+        # What may become one of two secrets is held back too, until it is known which.
         sure = len(held) - max((_overlap(held, secret) for secret in secrets), default=0)
-        _write_all(sink, held[:sure])
-        held = held[sure:]
-    _write_all(sink, held)
+        masked, held = _mask(held, secrets, sure)
+        _write_all(sink, masked)
+    _write_all(sink, _mask(held, secrets, len(held))[0])
+
+
+def _mask(text: bytes, secrets: Sequence[bytes], sure: int) -> tuple[bytes, bytes]:
+    """The first `sure` bytes with each secret replaced, and the rest; a secret is never cut in two."""
+    masked, at = b"", 0
+    while True:
+        found = min(((text.find(s, at), -len(s)) for s in secrets if s in text[at:]), default=None)
+        if found is None or found[0] >= sure:
+            return masked + text[at:sure], text[sure:]
+        start, end = found[0], found[0] - found[1]
+        if end > sure:
+            return masked + text[at:start], text[start:]
+        masked, at = masked + text[at:start] + MASK.encode(), end
 
 
 def _overlap(text: bytes, secret: bytes) -> int:

@@ -19,6 +19,7 @@ import sys
 import time
 
 from nemo_run.core import runner
+from nemo_run.core.forked import become, call_libc, run_forked
 from nemo_run.core.process import start_time, this_host
 
 TYPE_CHECKING = False  # `typing` itself takes as long to import as Python takes to start
@@ -48,45 +49,7 @@ def main() -> None:
         os._exit(0)  # with nothing left to clean up, taking an interpreter down costs as much as a task
     except BecomeTask as become:
         role = become.args[0]
-    try:
-        runner.run(role["task"], request["job_dir"], role["name"])
-    except SystemExit as exc:
-        _exit_like_python(exc.code)
-    _exit_like_python(None)
-
-
-def _exit_like_python(code: object) -> None:
-    """Do at a task's end what Python does, but do not take the interpreter down.
-
-    Threads are waited for, exit handlers are called, output is written out; tearing down what the kernel
-    takes back anyway would be half the cost of a small task, as a forked process copies each page it touches.
-    """
-    if not isinstance(code, int | None):
-        print(code, file=sys.stderr)
-        code = 1
-    if "threading" in sys.modules:
-        sys.modules["threading"]._shutdown()
-    import atexit
-
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
-    _flush_open_files()
-    _call_libc("exit", (code or 0) & 0xFF)
-
-
-def _flush_open_files() -> None:
-    """Write out what files that the task has left open still hold; older objects than its own are frozen."""
-    import _io
-    import gc
-
-    for thing in gc.get_objects():
-        if issubclass(type(thing), _io._IOBase):
-            try:
-                thing.flush()
-            except Exception:  # it is closed, or nobody takes what it holds
-                continue
+    run_forked(role["task"], request["job_dir"], role["name"])
 
 
 def claim(request: Request) -> bool:
@@ -185,7 +148,7 @@ class Supervisor:
             _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != parent:  # it died before the line above
                 os._exit(137)
-            _become(role, output, self.attempt)
+            become(role, output, self.attempt)
             if role["task"] is None:
                 for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, other programs do not
                     signal.signal(number, signal.SIG_DFL)
@@ -349,36 +312,6 @@ def _own_group(pid: int) -> None:
         pass  # the child has said so itself and gone on, or ended
 
 
-def _become(role: Role, output: int, attempt: int) -> None:
-    """Make this process the one that a role asks for: log, folder, environment, processors."""
-    null = os.open(os.devnull, os.O_RDONLY)
-    for source, number in ((null, 0), (output, 1), (output, 2)):
-        os.dup2(source, number)
-    os.close(output)
-    os.close(null)
-    if role["cpus"]:
-        os.sched_setaffinity(0, role["cpus"])
-    os.makedirs(role["cwd"], exist_ok=True)
-    os.chdir(role["cwd"])
-    role["env"][runner.ATTEMPT] = str(attempt)
-    if role["task"] is not None:
-        import gc
-
-        gc.freeze()
-        _set_environment(role["env"])
-
-
-def _set_environment(env: dict[str, str]) -> None:
-    """Give a forked interpreter the environment and import path it would have had from a start of its own."""
-    inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    os.environ.clear()
-    os.environ.update(env)
-    own = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
-    # The first entry is what our own start put there.
-    sys.path[:] = own + [path for path in sys.path[1:] if path not in ("", *inherited, *own)]
-    sys.argv[:] = [runner.__file__]
-
-
 def _write_end(job_dir: str, text: str) -> None:
     """Write `end.json`; on a full disk try again for ten minutes, as the end must not be lost."""
     for _ in range(600):
@@ -449,15 +382,7 @@ def _signal(send: Any, target: int, number: int) -> bool:
 def _prctl(option: int, value: int) -> None:
     """Linux only: elsewhere a killed supervisor's processes are ended by the next look at the job."""
     if sys.platform == "linux":
-        _call_libc("prctl", option, value, 0, 0, 0)
-
-
-def _call_libc(name: str, *args: int) -> None:
-    """Call a function of the C library as `ctypes` does, which itself takes 3 ms of a 20 ms job to import."""
-    import _ctypes
-
-    library = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # None is this very program
-    _ctypes.call_function(_ctypes.dlsym(library, name), args)
+        call_libc("prctl", option, value, 0, 0, 0)
 
 
 def _attempts(attempts: list[dict[str, Any]]) -> dict[str, Any]:

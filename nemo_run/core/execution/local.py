@@ -30,6 +30,7 @@ from nemo_run.core.execution.base import (
     Topology,
 )
 from nemo_run.core.execution.checks import check_count, parse_bytes
+from nemo_run.core.logfile import read_lines
 from nemo_run.core.masking import worth_masking
 from nemo_run.core.process import start_time
 from nemo_run.core.process import this_host as _this_host
@@ -424,7 +425,7 @@ def logs(handle: JobHandle, role: str, replica: int = 0, *, follow: bool = False
     while True:
         path = job_dir / f"{runner.record_stem(role, replica, attempt)}.log"
         following = job_dir / f"{runner.record_stem(role, replica, attempt + 1)}.log"
-        yield from _lines(path, lambda: follow and not (following.exists() or _ended(handle)))  # noqa: B023
+        yield from read_lines(path, lambda: follow and not (following.exists() or _ended(handle)))  # noqa: B023
         if not following.exists():
             return
         attempt += 1
@@ -432,35 +433,6 @@ def logs(handle: JobHandle, role: str, replica: int = 0, *, follow: bool = False
 
 def _ended(handle: JobHandle) -> bool:
     return status(handle).state in (*TERMINAL, AppState.UNKNOWN)
-
-
-def _lines(path: Path, more_to_come: Any) -> Iterator[str]:
-    """The lines of a growing file; the last one too if it has no end.
-
-    Whether more is to come is asked before each read, so that what was written before the end is read.
-    """
-    pause, rest = 0.01, b""
-    while True:
-        coming = more_to_come()
-        try:
-            with open(path, "rb") as file:
-                while True:
-                    while chunk := file.read(1 << 20):
-                        pause = 0.01
-                        *lines, rest = (rest + chunk).split(b"\n")
-                        yield from (line.decode(errors="replace") for line in lines)
-                    if not coming:
-                        break
-                    time.sleep(pause)
-                    pause = min(pause * 1.5, 0.1)
-                    coming = more_to_come()
-        except FileNotFoundError:
-            if coming:
-                time.sleep(pause)
-                continue
-        if rest:
-            yield rest.decode(errors="replace")
-        return
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_run.core.execution.base import TERMINAL, AppState, JobHandle, JobSpec, JobStatus
-from nemo_run.core.execution.local import _lines as read_lines
 from nemo_run.core.execution.local import end_orphans
+from nemo_run.core.logfile import read_lines
 from nemo_run.errors import ConfigError, MissingDependencyError, NotFoundError, SubmitError
 
 if TYPE_CHECKING:
