@@ -91,7 +91,7 @@ class Progress:
         table.add_column("last line", ratio=1, no_wrap=True, overflow="ellipsis")
         for record in shown:
             last = record.message or _last_line(self._folder / record.id)
-            state = Text(_word(record), _STYLES.get(record.state, "dim"))
+            state = Text(record.state.name, _STYLES.get(record.state, "dim"))
             table.add_row(Text(record.id), state, duration(record), Text(last, "dim"))
         more = len(records) - len(shown)
         return Group(_headline(self._title, records), table, *[Text(f"and {more} more", "dim")] * bool(more))
@@ -115,20 +115,15 @@ def _interest(record: JobRecord) -> int:
 
 
 def _counts(records: Iterable[JobRecord]) -> str:
-    counts = Counter(_word(record) for record in records)
+    counts = Counter(record.state.name for record in records)
     order = ("SUCCEEDED", "FAILED", "CANCELLED", "UNKNOWN", "RUNNING", "SUBMITTED", "PENDING")
     return ", ".join(f"{counts[word]} {word.lower()}" for word in order if counts[word])
-
-
-def _word(record: JobRecord) -> str:
-    """The state as shown: what waits here for room or for other jobs is pending."""
-    return "PENDING" if record.state == AppState.UNSUBMITTED else record.state.name
 
 
 def _line(record: JobRecord, width: int = 0) -> str:
     took = f" after {duration(record)}" if record.terminal and record.started else ""
     message = f"  ({record.message})" if record.message else ""
-    return f"{record.id:{width}}  {_word(record)}{took}{message}"
+    return f"{record.id:{width}}  {record.state.name}{took}{message}"
 
 
 def _say(line: str) -> None:
@@ -199,7 +194,7 @@ def job_rows(records: Iterable[JobRecord], resources: Mapping[str, str] | None =
     return [
         [
             record.id,
-            _word(record),
+            record.state.name,
             duration(record),
             "" if record.exit_code is None else str(record.exit_code),
             "; ".join(filter(None, (record.message, resources.get(record.id, "")))),

@@ -6,6 +6,7 @@ import os
 
 TYPE_CHECKING = False  # `typing` itself takes as long to import as Python takes to start
 if TYPE_CHECKING:
+    import re
     from collections.abc import Iterable, Sequence
 
 #: What stands where a secret stood.
@@ -24,27 +25,28 @@ def mask_stream(source: int, sink: int, secrets: Sequence[bytes]) -> None:
 
     What may be the beginning of a secret is held back until it is known not to be one.
     """
-    held = b""
+    import re
+
+    held, pattern = b"", re.compile(b"|".join(map(re.escape, secrets)) or b"(?!)")
     while chunk := os.read(source, 1 << 16):
         held += chunk
         # What may become one of two secrets is held back too, until it is known which.
         sure = len(held) - max((_overlap(held, secret) for secret in secrets), default=0)
-        masked, held = _mask(held, secrets, sure)
+        masked, held = _mask(held, pattern, sure)
         _write_all(sink, masked)
-    _write_all(sink, _mask(held, secrets, len(held))[0])
+    _write_all(sink, _mask(held, pattern, len(held))[0])
 
 
-def _mask(text: bytes, secrets: Sequence[bytes], sure: int) -> tuple[bytes, bytes]:
+def _mask(text: bytes, pattern: re.Pattern[bytes], sure: int) -> tuple[bytes, bytes]:
     """The first `sure` bytes with each secret replaced, and the rest; a secret is never cut in two."""
-    masked, at = b"", 0
-    while True:
-        found = min(((text.find(s, at), -len(s)) for s in secrets if s in text[at:]), default=None)
-        if found is None or found[0] >= sure:
-            return masked + text[at:sure], text[sure:]
-        start, end = found[0], found[0] - found[1]
-        if end > sure:
-            return masked + text[at:start], text[start:]
-        masked, at = masked + text[at:start] + MASK.encode(), end
+    parts, at = [], 0
+    for match in pattern.finditer(text):
+        if match.end() > sure:
+            sure = min(sure, match.start())
+            break
+        parts += [text[at : match.start()], MASK.encode()]
+        at = match.end()
+    return b"".join([*parts, text[at:sure]]), text[sure:]
 
 
 def _overlap(text: bytes, secret: bytes) -> int:

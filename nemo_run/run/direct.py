@@ -87,8 +87,9 @@ def run_direct(store: Store, jobs: list[Job]) -> None:
         raise ConfigError(f"group {groups[0]!r} cannot be run in this process; run it without direct=True")
     by_id = {job.id: job for job in jobs}
     order = graphlib.TopologicalSorter({job.id: job.dependencies for job in jobs}).static_order()
-    for job_id in order:
-        _run_job(store, by_id[job_id])
+    with store.dispatching():
+        for job_id in order:
+            _run_job(store, by_id[job_id])
 
 
 def _run_job(store: Store, job: Job) -> None:

@@ -129,6 +129,8 @@ def refresh(store: Store, experiment: ExperimentRecord | None = None) -> list[Jo
     """
     experiment = experiment or store.experiment()
     records = {entry.id: _read(store, entry.id) for entry in experiment.jobs}
+    if any(_is_queued(record) for record in records.values()) and store.is_abandoned():
+        records = {name: _abandoned(r) if _is_queued(r) else r for name, r in records.items()}
     live = [entry for entry in experiment.jobs if _is_live(records[entry.id])]
     asked: dict[tuple[type, str], list[tuple[JobEntry, Executor]]] = defaultdict(list)
     for entry in live:
@@ -169,6 +171,14 @@ def as_changes(status: JobStatus) -> dict[str, Any]:
     if changes["state"] in (AppState.SUCCEEDED, AppState.FAILED, AppState.CANCELLED):
         changes.setdefault("ended", time.time())
     return changes
+
+
+def _is_queued(record: JobRecord) -> bool:
+    return record.state == AppState.PENDING and record.intent is None
+
+
+def _abandoned(record: JobRecord) -> JobRecord:
+    return replace(record, message="the launching process is gone; `nemo experiment wait` goes on")
 
 
 def _is_live(record: JobRecord) -> bool:

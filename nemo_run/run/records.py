@@ -47,7 +47,7 @@ class JobRecord:
 
     id: str
     token: str
-    state: AppState = AppState.UNSUBMITTED
+    state: AppState = AppState.PENDING
     message: str = ""
     exit_code: int | None = None
     attempt: int = 1
@@ -85,4 +85,4 @@ def summarize(records: Sequence[JobRecord]) -> AppState:
         return AppState.SUCCEEDED
     if AppState.CANCELLED in states:
         return AppState.CANCELLED
-    return AppState.RUNNING if AppState.SUCCEEDED in states else AppState.UNSUBMITTED
+    return AppState.UNSUBMITTED  # no jobs

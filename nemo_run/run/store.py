@@ -207,6 +207,11 @@ class Store:
         with _locked(self.path / ".dispatch", fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
             yield held
 
+    def is_abandoned(self) -> bool:
+        """Whether no process is there to submit this experiment's jobs."""
+        with self.dispatching() as ours:
+            return ours
+
     def delete(self) -> None:
         """Remove the experiment: by a rename at once, then file by file."""
         trash = self.path.with_name(f"{_TRASH}{self.id}.{os.getpid()}.{os.urandom(4).hex()}")
