@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 __all__ = [
     "RUNDIR_NAME", "ArgumentError", "BindError", "Config", "ConfigDiff", "ConfigurableMixin",
     "OptionalDefaultConfig", "OptionalDefaultPartial", "Partial", "Script", "SetValueError", "autoconvert",
-    "configured", "from_dict", "get_nemorun_home", "get_type_namespace", "import_executor", "init_arguments",
-    "set_nemorun_home", "set_value",
+    "check_arguments", "configured", "from_dict", "get_nemorun_home", "get_type_namespace",
+    "import_executor", "init_arguments", "set_nemorun_home", "set_value",
 ]  # fmt: skip
 
 #: The folder that holds a job's files, as the task sees it.
@@ -209,6 +209,33 @@ def init_arguments(value: Any) -> dict[str, Any] | None:
 @functools.lru_cache(1000)
 def _parameters(method: Any) -> list[str]:
     return list(inspect.signature(method).parameters)[1:]
+
+
+def check_arguments(task: Any) -> None:
+    """Refuse a task that could not be called: an argument without a default is not given.
+
+    Raises:
+        ConfigError: that of the task itself, or of a Config in it.
+    """
+    for node, path in daglish.iterate(task):
+        if not isinstance(node, fdl.Config) and node is not task:
+            continue  # a Partial inside is given the rest where it is called
+        if isinstance(node, fdl.Buildable) and (problem := _unbound(node)):
+            where = f" (at {daglish.path_str(path).lstrip('.')})" if path else ""
+            raise ConfigError(f"{name_of(node)} cannot be called{where}: {problem}")
+
+
+def _unbound(node: Any) -> str | None:
+    try:
+        signature = inspect.signature(node.__fn_or_cls__)
+    except (TypeError, ValueError):
+        return None
+    args, kwargs = node.__signature_info__.transform_to_args_kwargs(fdl.ordered_arguments(node))
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as exc:
+        return str(exc)
+    return None
 
 
 def _init_order(fields: Sequence[dataclasses.Field[Any]]) -> list[str]:

@@ -5,6 +5,7 @@ On a terminal it is drawn with Rich; into a pipe go plain lines, and Rich is not
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -212,11 +213,15 @@ def print_status(experiment_id: str, records: Iterable[JobRecord], *, resources:
     print_rows(JOB_COLUMNS, job_rows(records, resources))
 
 
-def goodbye(experiment_id: str, records: Sequence[JobRecord], *, left_running: bool) -> None:
+def goodbye(
+    experiment_id: str, records: Sequence[JobRecord], *, left_running: bool, base_dir: Path | None = None
+) -> None:
     """What became of an experiment, and the commands to come back to it."""
     import shlex
 
-    name, nemo = shlex.quote(experiment_id), _nemo()
+    name, nemo, where = shlex.quote(experiment_id), _nemo(), ""
+    if base_dir:
+        nemo, where = f"NEMORUN_HOME={shlex.quote(str(base_dir))} {nemo}", f", base_dir={str(base_dir)!r}"
     what = "goes on without this process" if left_running else "has ended"
     verbs = ("status", "logs", "wait", "cancel") if left_running else ("status", "logs", "results", "show")
     lines = [f"Experiment {experiment_id} {what}: {_counts(records)}.", "Come back to it with"]
@@ -225,7 +230,7 @@ def goodbye(experiment_id: str, records: Sequence[JobRecord], *, left_running: b
     for verb in verbs:
         which = f" {shlex.quote(telling)}" if verb == "logs" and len(records) > 1 else ""
         lines.append(f"  {nemo} experiment {verb} {name}{which}")
-    lines.append(f'or, in Python, run.Experiment.from_id("{experiment_id}").')
+    lines.append(f"or, in Python, run.Experiment.from_id({json.dumps(experiment_id)}{where}).")
     _say("\n".join(lines))
 
 

@@ -319,3 +319,21 @@ class TestIdsThatAreTaken:
         assert run.Experiment.catalog() == ["taken_1"]
         assert run.Experiment.from_id("taken_1").results() == {"job": 1}
         assert [path.name for path in (home / "experiments" / "taken").iterdir()] == ["taken_1"]
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (
+            run.Partial(user_tasks.needs_model),
+            "needs_model cannot be called: missing a required argument: 'model'",
+        ),
+        (
+            run.Partial(user_tasks.needs_model, model=run.Config(user_tasks.NeedsSize)),
+            r"NeedsSize cannot be called \(at model\): missing a required argument: 'size'",
+        ),
+    ],
+)
+def test_a_missing_argument_is_found_before_anything_starts(home: Path, task: Any, message: str) -> None:
+    with pytest.raises(run.ConfigError, match=message):
+        run.Experiment("incomplete", task=task).run()

@@ -317,7 +317,7 @@ class TestAutoconvert:
 
     def test_a_function_without_source_is_refused(self) -> None:
         scope: dict[str, Any] = {}
-        exec("def f(): return dict(a=1)", scope)
+        exec(compile("def f(): return dict(a=1)", "<typed in>", "exec"), scope)
         with pytest.raises(ConfigError, match="no source for f"):
             config.autoconvert(scope["f"])
 

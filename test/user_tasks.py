@@ -118,3 +118,12 @@ def count_at_once(folder: str, gate: str) -> int:
     time.sleep(0.1)
     own.rmdir()
     return count
+
+
+class NeedsSize:
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
+def needs_model(model: Any, rate: float = 0.1) -> str:
+    return type(model).__name__

@@ -20,8 +20,9 @@ def read_lines(path: Path, more_to_come: Callable[[], bool]) -> Iterator[str]:
                 while True:
                     while chunk := file.read(1 << 20):
                         pause = 0.01
-                        *lines, rest = (rest + chunk).split(b"\n")
-                        yield from (line.decode(errors="replace") for line in lines)
+                        whole, newline, rest = (rest + chunk).rpartition(b"\n")
+                        if newline:
+                            yield from whole.decode(errors="replace").split("\n")
                     if not coming:
                         break
                     time.sleep(pause)

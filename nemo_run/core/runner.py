@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 #: Environment variables that tell a task about its job.
 JOB_DIR, ATTEMPT, REPLICA = "NEMORUN_JOB_DIR", "NEMORUN_ATTEMPT", "NEMORUN_REPLICA"
-#: Prefix of the variables that hand over `run.Secret`s given as task arguments; gone once they are read.
+#: Prefix of the variables that hand over `run.Secret`s given as task arguments; gone when the task is called.
 SECRET = "NEMORUN_SECRET_"
 #: Names the variables whose values are secrets, to be kept out of the record of an error.
 SECRETS = "NEMORUN_SECRETS"
@@ -79,18 +79,37 @@ def record_stem(role: str, replica: int, attempt: int) -> str:
 
 def call(tree: Any) -> Any:
     """Build what a task's tree describes and call it; the value is the task's value."""
+    if not tree.get("_partial_"):
+        return _built(tree)
     try:
-        if tree.get("_partial_"):
-            target, args, kwargs = _Builder(_LEAVES).bound(tree, "")
-            return target(*args, **kwargs)
+        target, args, kwargs = _Builder(_LEAVES).bound(tree, "")
+    except NeedsFiddle:
+        target, args, kwargs = _built(tree), [], {}
+    for name in [name for name in os.environ if name.startswith(SECRET)]:
+        del os.environ[name]
+    return target(*args, **kwargs)
+
+
+def _built(tree: Any) -> Any:
+    try:
         return build(tree)
     except NeedsFiddle:
         import fiddle
 
         from nemo_run.core.serialization import from_tree
 
-        built = fiddle.build(from_tree(tree))
-        return built() if tree.get("_partial_") else built
+        return fiddle.build(from_tree(_revealed(tree)))
+
+
+def _revealed(tree: Any) -> Any:
+    """The tree with texts in the place of secrets and of what a shell would expand."""
+    if isinstance(tree, list):
+        return [_revealed(item) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if "_secret_" in tree or "_expand_" in tree:
+        return build(tree)
+    return {key: _revealed(item) for key, item in tree.items()}
 
 
 def build(tree: Any, leaves: Mapping[str, Any] | None = None) -> Any:

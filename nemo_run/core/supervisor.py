@@ -47,8 +47,8 @@ def main() -> None:
         if claim(request):
             supervisor.run()
         os._exit(0)  # with nothing left to clean up, taking an interpreter down costs as much as a task
-    except BecomeTask as become:
-        role = become.args[0]
+    except BecomeTask as turned:
+        role = turned.args[0]
     run_forked(role["task"], request["job_dir"], role["name"])
 
 

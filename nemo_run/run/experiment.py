@@ -233,10 +233,12 @@ class Experiment:
         if self._store is not None:
             logger.warning("experiment %s has been run already; reset() gives a new one like it", self.id)
             return self.results()
-        if sequential:
-            self._chain()
+        if sequential and any(job.dependencies for job in self.jobs):
+            raise ConfigError("sequential=True orders jobs itself; leave out their dependencies, or it")
         self._check(detach)
         check_secrets(self.jobs)
+        for before, job in zip(self.jobs, self.jobs[1:], strict=False) if sequential else ():
+            job.dependencies = [before.id]
         store = self._store = self._create()
         if direct:
             from nemo_run.run.direct import run_direct
@@ -254,13 +256,7 @@ class Experiment:
         if self._show_status and sys.stderr.isatty():
             console.print_rows(console.JOB_COLUMNS, console.job_rows(records), stream=sys.stderr)
         if self._goodbye:
-            console.goodbye(self.id, records, left_running=left_running)
-
-    def _chain(self) -> None:
-        if any(job.dependencies for job in self.jobs):
-            raise ConfigError("sequential=True orders jobs itself; leave out their dependencies, or it")
-        for before, job in zip(self.jobs, self.jobs[1:], strict=False):
-            job.dependencies = [before.id]
+            console.goodbye(self.id, records, left_running=left_running, base_dir=self.base_dir)
 
     def _check(self, detach: bool) -> None:
         """Everything that can be known to fail is found here, before anything is written or started."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, TypeAlias
 
-from nemo_run.config import Config, Partial, Script, get_type_namespace
+from nemo_run.config import Config, Partial, Script, check_arguments, get_type_namespace
 from nemo_run.core.execution.base import Capability, Executor
 from nemo_run.core.execution.local import LocalExecutor
 from nemo_run.errors import ConfigError, UnsupportedError
@@ -226,7 +226,8 @@ def check_jobs(jobs: Mapping[str, Job]) -> None:
     """Refuse what cannot be run, before anything is.
 
     Raises:
-        ConfigError: a dependency is unknown or depends on itself in the end; an executor cannot work.
+        ConfigError: a dependency is unknown or depends on itself in the end; an executor cannot work; a task
+            lacks an argument.
         UnsupportedError: a group for a backend without groups.
     """
     for job in jobs.values():
@@ -235,6 +236,8 @@ def check_jobs(jobs: Mapping[str, Job]) -> None:
                 raise ConfigError(f"job {job.id!r} depends on {name!r}, which is no job of this experiment")
         for executor in job.executors:
             executor.check()
+        for task in job.tasks:
+            check_arguments(task)
         executor = job.executors[0]
         if job.group and Capability.GROUPS not in executor.capabilities:
             name = type(executor).__name__

@@ -121,6 +121,8 @@ class Tail:
         try:
             for role, line in read_logs(executor, handle, roles, follow=True, secrets=secrets):
                 label = self._job_id if len(roles) == 1 else f"{self._job_id}/{role}"
-                print(f"{label} │ {line}", file=self._stream or sys.stdout, flush=True)
+                stream = self._stream or sys.stdout
+                stream.write(f"{label} │ {line}\n")  # at once, as other jobs print too
+                stream.flush()
         except NemoRunError as exc:
             print(f"{self._job_id} │ [log ends here: {exc}]", file=self._stream or sys.stderr, flush=True)

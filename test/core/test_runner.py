@@ -36,6 +36,18 @@ def call(name: str, **arguments: Any) -> dict[str, Any]:
     return {"_target_": f"tasks.{name}", "_partial_": True, **arguments}
 
 
+class TestSecrets:
+    @pytest.mark.parametrize(
+        "size", [3, {"_buildable_": "fiddle.ArgFactory", "_target_": "builtins.int", "_args_": [3]}]
+    )
+    def test_a_secret_arrives_as_text_and_children_do_not_inherit_it(self, tmp_path: Path, size: Any) -> None:
+        token = {"_secret_": {"id": "TOKEN", "name": "TOKEN"}}
+        tree = call("secret_and_environment", token=token, size=size)
+        done = run(tree, tmp_path, NEMORUN_SECRET_TOKEN="swordfish")
+        assert done.returncode == 0, done.stderr
+        assert read_outcome(tmp_path, "job").value == ("swordfish", 3, [])
+
+
 class TestOutcome:
     @pytest.mark.parametrize("kind", ["json", "tuple", "keys", "float"])
     def test_plain_values_are_json_and_come_back_the_same(self, tmp_path: Path, kind: str) -> None:

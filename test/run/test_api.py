@@ -379,3 +379,8 @@ def test_a_script_that_cannot_work_says_why_in_one_message(tmp_path: Path) -> No
     )
     message = failed(python(script, cwd=tmp_path))
     assert message.startswith("cannot launch: script 'missing.sh' is not there")
+
+
+def test_a_partial_inside_a_task_may_leave_arguments_for_its_caller(home: Path) -> None:
+    task = run.Partial(user_tasks.needs_model, model=run.Partial(user_tasks.NeedsSize))
+    assert run.run(task, run.LocalExecutor(), name="whole", tail_logs=False) == "partial"
