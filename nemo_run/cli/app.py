@@ -5,10 +5,9 @@ from __future__ import annotations
 import typer
 
 from nemo_run.cli import experiment
-from nemo_run.cli.quick import App
 
 # Plain help instead of Rich's: it is there in a third of the time.
-app = App(
+app = typer.Typer(
     name="nemo",
     help="Configure a task once, run it anywhere.",
     no_args_is_help=True,

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from nemo_run.cli.output import describe, print_json, print_whole, shown, whole
-from nemo_run.cli.quick import App
 
 if TYPE_CHECKING:
     from nemo_run.run.records import JobEntry, JobRecord
     from nemo_run.run.store import Store
 
-app = App(
+app = typer.Typer(
     help="Look at experiments; end, finish or delete them.", no_args_is_help=True, rich_markup_mode=None
 )
 
