@@ -169,7 +169,7 @@ class Executor:
     #: Whether jobs go on when the launching machine crashes, so that their records must too.
     remote: ClassVar[bool] = False
     #: Shortest and longest pause between two looks at this backend's jobs, in seconds.
-    poll_interval: ClassVar[tuple[float, float]] = (0.005, 0.25)
+    poll_interval: ClassVar[tuple[float, float]] = (0.02, 0.25)
     #: Seconds for which a job may be UNKNOWN before nobody waits for it any longer.
     lost_after: ClassVar[float] = 600.0
 
