@@ -314,10 +314,3 @@ LOG_LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG", "NOTSET")
 def class_name(cls: type) -> str:
     """A class as a dotted name."""
     return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def copy_for_job(executor: Executor) -> Executor:
-    """A copy that plugins and dispatch may change without the user's own executor changing."""
-    import copy
-
-    return copy.deepcopy(executor)

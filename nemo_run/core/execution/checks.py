@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -49,17 +49,6 @@ def check_env(what: str, env: Any) -> None:
             raise ConfigError(f"{what}[{variable!r}] is of type {type(value).__name__}; give it as a str")
         if isinstance(value, str) and "\0" in value:
             raise ConfigError(f"{what}[{variable!r}] holds a NUL, which no environment can carry")
-
-
-def check_words(what: str, words: Iterable[Any]) -> None:
-    """Refuse words that no process can be given.
-
-    Raises:
-        ConfigError: one holds a NUL.
-    """
-    for word in words:
-        if "\0" in str(word):
-            raise ConfigError(f"{what}: {str(word)!r} holds a NUL, which no argument can carry")
 
 
 def check_seconds(executor: Any, name: str) -> None:
