@@ -147,8 +147,9 @@ class Dispatcher:
     def _submit_wave(self) -> bool:
         self._collect_ready()
         due = self._take_due()
-        if len(due) > 1 and self._workers > 1:
-            with ThreadPoolExecutor(min(self._workers, len(due))) as pool:
+        workers = max((self._executor(job_id).submit_workers for job_id in due), default=1)
+        if (workers := min(workers, self._workers, len(due))) > 1:
+            with ThreadPoolExecutor(workers) as pool:
                 list(pool.map(self._submit, due))
         else:
             for job_id in due:

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
@@ -199,6 +199,7 @@ class Experiment:
         self._assign(job)
         job.set_up()
         job.trees(self._main.module)
+        job.executor_trees(self._main.module)
         self.jobs.append(job)
         return job.id
 
@@ -235,11 +236,11 @@ class Experiment:
             return self.results()
         if sequential and any(job.dependencies for job in self.jobs):
             raise ConfigError("sequential=True orders jobs itself; leave out their dependencies, or it")
-        self._check(detach)
+        trees = self._check(detach)
         check_secrets(self.jobs)
         for before, job in zip(self.jobs, self.jobs[1:], strict=False) if sequential else ():
             job.dependencies = [before.id]
-        store = self._store = self._create()
+        store = self._store = self._create(trees)
         if direct:
             from nemo_run.run.direct import run_direct
 
@@ -258,8 +259,8 @@ class Experiment:
         if self._goodbye:
             console.goodbye(self.id, records, left_running=left_running, base_dir=self.base_dir)
 
-    def _check(self, detach: bool) -> None:
-        """Everything that can be known to fail is found here, before anything is written or started."""
+    def _check(self, detach: bool) -> dict[str, Any]:
+        """Find what can be known to fail before anything is written; returns the tasks' trees by job id."""
         if not self.jobs:
             raise ConfigError(f"experiment {self.title!r} has no jobs; add some first: exp.add(task)")
         check_jobs({job.id: job for job in self.jobs})
@@ -272,22 +273,23 @@ class Experiment:
                     executor=name,
                     capability="DETACH",
                 )
-        for _ in self._plans():
+        trees = {job.id: job.trees(self._main.module) for job in self.jobs}
+        for _ in self._plans(trees):
             pass
+        return trees
 
-    def _plans(self) -> Iterator[tuple[Job, Plan]]:
+    def _plans(self, trees: Mapping[str, Any]) -> Iterator[tuple[Job, Plan]]:
         record = self._record()
         for job in self.jobs:
-            spec = make_spec(job, job.trees(self._main.module), record, self.path)
-            yield job, job.executors[0].plan(spec)
+            yield job, job.executors[0].plan(make_spec(job, trees[job.id], record, self.path))
 
     def _record(self) -> ExperimentRecord:
         return launch_record(self.id, self.title, self.jobs)
 
-    def _create(self) -> Store:
+    def _create(self, trees: Mapping[str, Any]) -> Store:
         while True:
             try:
-                files = record_files(self.jobs, self._main, self.id)
+                files = record_files(self.jobs, trees, self._main, self.id)
                 return Store.create(self._record(), files, base=self.base_dir)
             except FileExistsError as exc:
                 if self._has_own_id:
@@ -320,8 +322,8 @@ class Experiment:
             exist_ok: Accepted for scripts that give it; nothing is made that could exist.
             delete_exp_dir: Likewise; there is nothing to delete.
         """
-        self._check(detach=False)
-        for job, plan in self._plans():
+        trees = self._check(detach=False)
+        for job, plan in self._plans(trees):
             if log:
                 print(f"# --- job {job.id} of experiment {self.id}: {job.executors[0].info()}\n{plan.text}")
 

@@ -56,15 +56,14 @@ class Job:
         """By role what `task.json` holds; `main` stands for the launching script where that is not running.
 
         Raises:
-            SerializationError: a task, or an executor, holds something that cannot be written down.
+            SerializationError: a task holds something that cannot be written down.
         """
         from nemo_run.core.serialization import to_tree
 
-        self.executor_trees(main)
         return {role: to_tree(task, main=main) for role, task in zip(self.roles, self.tasks, strict=True)}
 
     def executor_trees(self, main: ModuleType | None = None) -> list[Any]:
-        """What `executor.json` holds."""
+        """What `executor.json` holds; raises as `trees`."""
         from nemo_run.core.serialization import to_tree
 
         return [to_tree(executor, main=main) for executor in self.executors]

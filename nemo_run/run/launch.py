@@ -12,8 +12,9 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from nemo_run._version import __version__
 from nemo_run.config import Script
@@ -41,17 +42,25 @@ def launch_record(experiment_id: str, title: str, jobs: list[Job]) -> Experiment
     )
 
 
-def record_files(jobs: list[Job], main: LaunchingScript, experiment_id: str) -> dict[str, str]:
+def record_files(
+    jobs: list[Job], trees_by_job: Mapping[str, Any], main: LaunchingScript, experiment_id: str
+) -> dict[str, str]:
     """Everything that is written when an experiment is made: text by path below its folder.
+
+    Args:
+        jobs: The jobs.
+        trees_by_job: Their tasks' trees, by job id.
+        main: Where what is named `__main__.…` comes from.
+        experiment_id: The experiment's id.
 
     Raises:
         ConfigError: a task is defined in a session whose source cannot be had.
-        SerializationError: a task holds something that cannot be written down.
+        SerializationError: an executor holds something that cannot be written down.
     """
     files = {} if main.source is None else {"main.py": main.source}
     kept: dict[frozenset[str], str] = {}
     for job in jobs:
-        trees, executors = job.trees(main.module), job.executor_trees(main.module)
+        trees, executors = trees_by_job[job.id], job.executor_trees(main.module)
         token = make_token(experiment_id, job.id)
         files[f"{job.id}/task.json"] = dump(trees)
         files[f"{job.id}/task.yaml"] = tree_to_yaml(trees)

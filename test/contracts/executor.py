@@ -335,7 +335,8 @@ def prepare(task: Any, executor: Executor) -> Plan:
     experiment.add(task, name="job")
     [job] = experiment.jobs
     record = launch_record(experiment.id, experiment.title, [job])
-    store = Store.create(record, record_files([job], launching_script(), experiment.id))
+    files = record_files([job], {job.id: job.trees()}, launching_script(), experiment.id)
+    store = Store.create(record, files)
     for member in job.executors:
         member.packager.package(store.job_dir(job.id) / "code")
     return job.executors[0].plan(make_spec(job, job.trees(), record, store.path))

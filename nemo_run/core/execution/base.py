@@ -168,6 +168,8 @@ class Executor:
     capabilities: ClassVar[Capability] = Capability.DETACH | Capability.GROUPS
     #: Whether jobs go on when the launching machine crashes, so that their records must too.
     remote: ClassVar[bool] = False
+    #: How many submissions at once are worth their threads; starting a process here is not.
+    submit_workers: ClassVar[int] = 1
     #: Shortest and longest pause between two looks at this backend's jobs, in seconds.
     poll_interval: ClassVar[tuple[float, float]] = (0.02, 0.25)
     #: Seconds for which a job may be UNKNOWN before nobody waits for it any longer.

@@ -607,9 +607,19 @@ def other_pythons(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("pythons")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     found = glob.glob(os.path.expanduser("~/.pyenv/versions/*/bin/python"))
-    found += [path for minor in range(8, 20) if (path := shutil.which(f"python3.{minor}"))]
+    # What is on PATH may be a script that starts the interpreter.
+    found += [path for minor in range(8, 20) if (path := executable_of(f"python3.{minor}"))]
     others = sorted((version, path) for path in found if (version := version_of(path)) >= [3, 8])
     return [str(folder / "venv/bin/python"), *dict.fromkeys(path for _, path in (*others[:1], *others[-1:]))]
+
+
+def executable_of(name: str) -> str | None:
+    """The interpreter that a name on PATH leads to, if it leads to one that runs."""
+    if not (python := shutil.which(name)):
+        return None
+    code = "import sys; print(sys.executable)"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def version_of(python: str) -> list[int]:
