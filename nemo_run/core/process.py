@@ -1,9 +1,13 @@
-"""Telling one process from a later one that got the same number."""
+"""Processes by what does not change: one from a later one of its number, and all that belong to a job."""
 
 from __future__ import annotations
 
 import os
 import sys
+
+TYPE_CHECKING = False  # `typing` itself takes as long to import as Python takes to start
+if TYPE_CHECKING:
+    from typing import Any
 
 #: The one field of /proc/<pid>/stat that matters here, counted after the command's closing bracket.
 _START_TIME_FIELD = 19
@@ -42,3 +46,43 @@ def start_time(pid: int) -> str | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in (b"Z", b"X") else fields[_START_TIME_FIELD].decode()
+
+
+def end_orphans(job_dir: str) -> None:
+    """End what a killed supervisor left behind: processes with the job's folder in their environment."""
+    for pid in _processes_with(f"NEMORUN_JOB_DIR={job_dir}"):
+        try:
+            os.kill(pid, 9)
+        except (ProcessLookupError, PermissionError):
+            continue
+
+
+def _processes_with(variable: str) -> list[int]:
+    """All processes but this one with this in their environment, as far as we may look."""
+    if sys.platform != "linux":
+        import psutil
+
+        name, _, value = variable.partition("=")
+        found = (p.pid for p in psutil.process_iter() if _environment(p).get(name) == value)
+        return [pid for pid in found if pid != os.getpid()]
+    # Not by psutil: a supervisor of programs other than Python is started without site-packages.
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
+    return [pid for pid in pids if os.fsencode(variable) in _environ(pid)]
+
+
+def _environ(pid: int) -> list[bytes]:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return file.read().split(b"\0")
+    except OSError:
+        return []
+
+
+def _environment(process: Any) -> dict[str, str]:
+    import psutil
+
+    try:
+        environment: dict[str, str] = process.environ()
+        return environment
+    except psutil.Error:
+        return {}

@@ -20,7 +20,7 @@ import time
 
 from nemo_run.core import runner
 from nemo_run.core.forked import become, call_libc, run_forked
-from nemo_run.core.process import start_time, this_host
+from nemo_run.core.process import end_orphans, start_time, this_host
 
 TYPE_CHECKING = False  # `typing` itself takes as long to import as Python takes to start
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: How the monitor says that the job is over its memory limit (sysexits' EX_TEMPFAIL).
 OVER_MEMORY = 75
+#: Seconds for which a job does without a guardian.
+_UNGUARDED = 1.0
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -86,6 +88,9 @@ class Supervisor:
         self.groups: list[int] = []
         self.monitor = 0
         self.maskers: set[int] = set()
+        self.guardian = 0
+        self.guard_at = 0.0
+        self.leash = -1
         self.cancelled = False
         self.wake, self._wakeup = _wakeup_pipe(self._on_terminate)
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -100,6 +105,8 @@ class Supervisor:
             if final or self.attempt > self.request["retries"]:
                 break
             self.attempt += 1
+        if self.guardian:
+            _signal(os.kill, self.guardian, signal.SIGKILL)
         _write_end(self.job_dir, to_json(end | _attempts(attempts)))
 
     def _run_once(self) -> dict[str, Any]:
@@ -189,8 +196,9 @@ class Supervisor:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGINT):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        os.close(self.wake)
-        os.close(self._wakeup)
+        for number in (self.wake, self._wakeup, self.leash):
+            if number >= 0:
+                os.close(number)
 
     def _start_monitor(self) -> None:
         if not (self.request["memory_limit"] or self.request["monitor_resources"]):
@@ -209,12 +217,34 @@ class Supervisor:
         finally:
             os._exit(code)
 
+    def _start_guardian(self) -> None:
+        """A process that ends what is left of the job should this one be killed; brief jobs do without."""
+        self.guard_at = float("inf")
+        source, self.leash = os.pipe()
+        try:
+            pid = os.fork()
+        except OSError:
+            return  # the next look at the job does what it would have done
+        if pid:
+            os.close(source)
+            self.guardian = pid
+            return
+        self._leave_supervisor()
+        os.setsid()
+        try:
+            if not os.read(source, 1):  # nobody is left to hold the other end
+                end_orphans(self.job_dir)
+        finally:
+            os._exit(0)
+
     # --- waiting ----------------------------------------------------------------------------------------
 
     def _wait(self) -> tuple[str, int, str]:
         """Wait for all roles; the first to fail, a limit or a cancel takes the others down."""
         timeout = self.request["timeout"]
-        deadline = time.monotonic() + timeout if timeout else None
+        deadline = time.monotonic() + timeout if timeout else float("inf")
+        if not self.guardian:
+            self.guard_at = time.monotonic() + _UNGUARDED
         while self.running:
             for pid, code in _reap():
                 if failure := self._ended(pid, code):
@@ -225,10 +255,13 @@ class Supervisor:
             if self.cancelled:
                 self._stop()
                 return "CANCELLED", 143, "cancelled"
-            if deadline and time.monotonic() >= deadline:
+            if time.monotonic() >= deadline:
                 self._stop()
                 return "FAILED", 124, f"TIMEOUT: ran longer than {timeout:g} s"
-            self._sleep(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            if time.monotonic() >= self.guard_at:
+                self._start_guardian()
+            until = min(deadline, self.guard_at)
+            self._sleep(None if until == float("inf") else max(0.0, until - time.monotonic()))
         return "SUCCEEDED", 0, ""
 
     def _ended(self, pid: int, code: int) -> tuple[int, str] | None:
@@ -238,6 +271,10 @@ class Supervisor:
             if code == OVER_MEMORY:
                 return 137, "OUT_OF_MEMORY: " + self._memory_report()
             self._start_monitor()  # a limit stays kept when its keeper is killed
+        elif pid == self.guardian:
+            self.guardian = 0
+            os.close(self.leash)
+            self._start_guardian()
         elif (role := self.running.pop(pid, None)) and code:
             return code, self._failure(role, code)
         return None
@@ -279,8 +316,17 @@ class Supervisor:
         while (self.running or self._alive_groups()) and (left := deadline - time.monotonic()) > 0:
             self._sleep(min(left, 0.05))
             for pid, _ in _reap():
-                self.running.pop(pid, None)
+                self._forget(pid)
         self._signal_groups(signal.SIGKILL)
+
+    def _forget(self, pid: int) -> None:
+        """A process that has ended, whose number may soon be another's."""
+        self.running.pop(pid, None)
+        self.maskers.discard(pid)
+        if pid == self.monitor:
+            self.monitor = 0
+        if pid == self.guardian:
+            self.guardian = 0
 
     def _sweep(self) -> None:
         """Leave no process behind: neither in the groups nor adopted from a process that left its group."""
@@ -288,7 +334,7 @@ class Supervisor:
             self._stop()
         if self.monitor:
             os.kill(self.monitor, signal.SIGKILL)
-        while others := set(_children()) - self.maskers:
+        while others := set(_children()) - self.maskers - {self.guardian}:
             for pid in others:
                 _signal(os.kill, pid, signal.SIGKILL)
             _wait_for(others.pop())

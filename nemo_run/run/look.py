@@ -198,7 +198,11 @@ def _with_handle(store: Store, record: JobRecord, executor: Executor) -> JobReco
         return record
     if record.intent is None or time.time() - record.intent < _ANSWER_EXPECTED:
         return None
-    handle = executor.find(record.token)
+    try:
+        handle = executor.find(record.token)
+    except (NemoRunError, OSError) as exc:
+        logger.warning("%s does not answer: %s", type(executor).__name__, exc)
+        return None
     return store.update_job(record.id, handle=handle) if handle else None
 
 

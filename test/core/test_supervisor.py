@@ -70,6 +70,12 @@ class Spread(Running):
         self.processes = psutil.Process(self.supervisor).children(recursive=True)
         assert len(self.processes) >= len(self.pids_file.read_text().split())
 
+    def guardians(self) -> list[psutil.Process]:
+        """Forks of the supervisor in sessions of their own."""
+        supervisor = psutil.Process(self.supervisor)
+        forks = [p for p in supervisor.children() if is_running(p) and p.cmdline() == supervisor.cmdline()]
+        return [process for process in forks if os.getsid(process.pid) == process.pid]
+
     def left(self) -> list[psutil.Process]:
         return [process for process in self.processes if is_running(process)]
 
@@ -124,16 +130,33 @@ class TestKill:
         wait_until(lambda: not spread.left(), "no process is left")
 
     @linux
-    def test_of_its_supervisor_ends_the_task_itself_even_if_nobody_looks(self, spread: Spread) -> None:
+    def test_of_its_supervisor_ends_the_task_at_once_even_if_nobody_looks(self, spread: Spread) -> None:
         task = psutil.Process(spread.task)
         os.kill(spread.supervisor, signal.SIGKILL)
         wait_until(lambda: not is_running(task), "the task is gone")
+
+    def test_of_its_supervisor_ends_all_processes_of_a_job_that_runs_for_a_while(
+        self, spread: Spread
+    ) -> None:
+        wait_until(spread.guardians, "a guardian is there")
+        os.kill(spread.supervisor, signal.SIGKILL)
+        wait_until(lambda: not spread.left(), "no process is left, though nobody looks")
+
+    def test_of_its_guardian_brings_another(self, spread: Spread) -> None:
+        wait_until(spread.guardians, "a guardian is there")
+        [first] = spread.guardians()
+        first.kill()
+        wait_until(lambda: spread.guardians() not in ([], [first]), "another is there")
+        [second] = spread.guardians()
+        spread.executor.cancel(spread.handle)
+        assert spread.ended().state == AppState.CANCELLED
+        wait_until(lambda: not is_running(second) and not spread.left(), "nothing is left")
 
     def test_of_everything_at_once(self, spread: Spread) -> None:
         for process in (psutil.Process(spread.supervisor), *spread.processes):
             process.kill()
         assert spread.ended().exit_code == 137
-        assert spread.left() == []
+        wait_until(lambda: not spread.left(), "no process is left")
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSEGV, signal.SIGINT])
     def test_a_signal_that_ends_a_task_is_named(self, home: Path, number: signal.Signals) -> None:

@@ -32,7 +32,7 @@ from nemo_run.core.execution.base import (
 from nemo_run.core.execution.checks import check_count, parse_bytes
 from nemo_run.core.logfile import read_lines
 from nemo_run.core.masking import worth_masking
-from nemo_run.core.process import start_time
+from nemo_run.core.process import end_orphans, start_time
 from nemo_run.core.process import this_host as _this_host
 from nemo_run.errors import SubmitError, UnsupportedError
 from nemo_run.shell import Expand, expands, exports, join, through_shell
@@ -213,7 +213,8 @@ def submit(plan: Plan, executor: str) -> JobHandle:
 def _flags(request: dict[str, Any]) -> list[str]:
     """A supervisor that only starts other programs needs no site-packages, a quarter of Python's start."""
     forks_python = any(role["task"] is not None for role in request["roles"])
-    return [] if forks_python or request["memory_limit"] or request["monitor_resources"] else ["-S"]
+    needs_psutil = request["memory_limit"] or request["monitor_resources"] or sys.platform != "linux"
+    return [] if forks_python or needs_psutil else ["-S"]
 
 
 def _resolved(role: dict[str, Any], at: int) -> dict[str, Any]:
@@ -296,7 +297,7 @@ def status(handle: JobHandle) -> JobStatus:
         return _from_end(end)
     if claim is None and (job_dir / "process.json").exists():
         return status(handle)
-    end_orphans(job_dir)
+    end_orphans(str(job_dir))
     if claim is None:
         return JobStatus(state=AppState.FAILED, exit_code=1, message=_start_failure(job_dir))
     message = "killed by SIGKILL, together with its supervisor"
@@ -346,18 +347,6 @@ def _start_failure(job_dir: Path) -> str:
     return "its supervisor did not start" + (f": {said[-1]}" if said else "")
 
 
-def end_orphans(job_dir: Path) -> None:
-    """End what a killed supervisor left behind: processes with the job's folder in their environment."""
-    import psutil
-
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(runner.JOB_DIR) == str(job_dir):
-                process.kill()
-        except psutil.Error:
-            continue
-
-
 def await_news(handles: Sequence[JobHandle], seconds: float) -> None:
     """Wait for the end of any of these jobs' supervisors where the system can (Linux), else for a while."""
     if not hasattr(os, "pidfd_open"):
@@ -399,7 +388,7 @@ def cancel(handle: JobHandle) -> None:
         except ProcessLookupError:
             pass
     elif not (job_dir / "end.json").exists():
-        end_orphans(job_dir)
+        end_orphans(str(job_dir))
 
 
 def _claim_to_cancel(handle: JobHandle, job_dir: Path) -> bool:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_run.core.execution.base import TERMINAL, AppState, JobHandle, JobSpec, JobStatus
-from nemo_run.core.execution.local import end_orphans
 from nemo_run.core.logfile import read_lines
+from nemo_run.core.process import end_orphans
 from nemo_run.errors import ConfigError, MissingDependencyError, NotFoundError, SubmitError
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ class LocalSession(Session):
             super().cancel(handle)
         except SubmitError as exc:
             logger.error("%s", exc)
-        end_orphans(Path(handle.data["job_dir"]))
+        end_orphans(handle.data["job_dir"])
 
     def logs(self, handle: JobHandle, replica: int, *, follow: bool) -> Iterator[str]:
         """From the file; TorchX would wait for the job's end in any case."""
