@@ -178,12 +178,16 @@ class TestKill:
 
 
 def monitor_of(job: Running) -> psutil.Process | None:
-    """The child of a supervisor that watches: the one that is still the same program."""
+    """The child of a supervisor that watches: a fork in its own group, once the task is another program."""
     parent = psutil.Process(job.supervisor)
-    command = parent.cmdline()
-    return next(
-        (child for child in parent.children() if is_running(child) and child.cmdline() == command), None
-    )
+    try:
+        children = [(child, child.cmdline(), os.getpgid(child.pid)) for child in parent.children()]
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return None
+    if not any(cmdline not in ([], parent.cmdline()) for _, cmdline, _ in children):
+        return None
+    forks = (c for c, line, group in children if line == parent.cmdline() and group == os.getpgid(parent.pid))
+    return next((child for child in forks if is_running(child)), None)
 
 
 def none_left(handles: list[JobHandle]) -> bool:
