@@ -294,10 +294,11 @@ def has_submitit() -> bool:
 
 GROUPS: dict[str, Callable[[Sizes], Group]] = {
     "imports": imports,
-    "commands": commands,
     "sequential": sequential,
     "parallel": parallel,
     "records": records,
     "memory": memory,
     "logs": logs,
+    # Last, as the disk is busy for a while with the thousands of folders that this makes and removes.
+    "commands": commands,
 }
