@@ -65,6 +65,9 @@ class FakeExecutor(Executor):
     #: Jobs of an experiment that run at once; None for all.
     max_parallel: int | None = None
 
+    #: As backends elsewhere do it, so that dispatch is seen to bear it.
+    submit_workers: ClassVar[int] = 16
+
     def parallel_limit(self) -> int | None:
         """As told."""
         return self.max_parallel

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_run.core import runner
-from nemo_run.core.execution.base import AppState, Executor, JobHandle, JobStatus
+from nemo_run.core.execution.base import TERMINAL, AppState, Executor, JobHandle, JobStatus
 from nemo_run.errors import NemoRunError, NotFoundError, StoreError
 from nemo_run.run.logs import masker, read_logs
 from nemo_run.run.records import ExperimentRecord, JobEntry, JobRecord
@@ -168,7 +168,7 @@ def as_changes(status: JobStatus) -> dict[str, Any]:
     for name in ("started", "ended"):
         if (value := getattr(status, name)) is not None:
             changes[name] = value
-    if changes["state"] in (AppState.SUCCEEDED, AppState.FAILED, AppState.CANCELLED):
+    if changes["state"] in TERMINAL:
         changes.setdefault("ended", time.time())
     return changes
 
