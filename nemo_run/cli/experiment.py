@@ -285,5 +285,5 @@ def _busy(store: Store) -> str:
         return ""
     running = [record.id for record in records if not record.terminal and record.handle]
     with store.dispatching() as ours:
-        left = [] if ours else [record.id for record in look.unfinished(records)]
+        left = [] if ours is not None else [record.id for record in look.unfinished(records)]
     return ", ".join(running or left)

@@ -78,7 +78,9 @@ def _interrupted(store: Store) -> str:
         look.cancel(store)
         _show_ends(store)
     elif answer == "leave" and any(record.handle is None for record in left):
-        run_in_background(store)
+        with store.dispatching() as lock:
+            if lock is not None:  # else somebody who waits for it has gone on in our place
+                run_in_background(store, lock)
     return answer
 
 

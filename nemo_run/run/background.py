@@ -13,27 +13,35 @@ from nemo_run.run import dispatch, look
 from nemo_run.run.store import Store
 
 
-def run_in_background(store: Store) -> int:
-    """Start a process that sees an experiment through after this one has gone; returns its number."""
+def run_in_background(store: Store, lock: int) -> int:
+    """Start a process that sees an experiment through after this one has gone; returns its number.
+
+    Args:
+        store: The experiment.
+        lock: What `store.dispatching()` gave. It is handed on, as a process that only waits for the
+            experiment would otherwise take over in between, without this one's environment and secrets.
+    """
     root = str(Path(__file__).parents[2])
-    start = "from nemo_run.run.background import main; main(sys.argv[1])"
+    start = "from nemo_run.run.background import main; main(sys.argv[1], int(sys.argv[2]))"
     code = f"import sys; sys.path.insert(1, {root!r}); {start}"
     with open(store.path / "dispatcher.log", "ab", opener=private) as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", code, str(store.path)],
+            [sys.executable, "-c", code, str(store.path), str(lock)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             cwd=store.path,
             env=dict(os.environ),
             start_new_session=True,
+            pass_fds=[lock],
         )
     process.returncode = 0  # it is meant to outlive us, so `subprocess` need not warn that it does
     return process.pid
 
 
-def main(path: str) -> None:
-    """Dispatch the experiment in this folder to its end, as soon as no other process does."""
+def main(path: str, lock: int) -> None:
+    """Dispatch the experiment in this folder to its end, holding its lock until then."""
+    os.set_inheritable(lock, False)
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(message)s")
     store = Store(Path(path))
-    dispatch.wait(store, lambda: dispatch.Dispatcher(store, look.load_jobs(store)).run())
+    dispatch.Dispatcher(store, look.load_jobs(store)).run()

@@ -303,7 +303,7 @@ def wait(store: Store, see_through: Callable[[], dict[str, JobRecord]]) -> dict[
     pause = 0.02
     while True:
         with store.dispatching() as ours:
-            if ours:
+            if ours is not None:
                 return see_through()
         records = {record.id: record for record in refresh(store)}
         if not unfinished(records.values()):

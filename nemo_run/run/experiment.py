@@ -301,11 +301,12 @@ class Experiment:
                     self._assign(job)
 
     def _detach(self, store: Store) -> dict[str, JobRecord]:
-        with store.dispatching():
+        with store.dispatching() as lock:
+            if lock is None:  # a process that waits for it has been quicker
+                return {job.id: store.read_job(job.id) for job in self.jobs}
             dispatcher = dispatch.Dispatcher(store, self._by_id(), workers=self._workers)
-            complete = dispatcher.submit_due()
-        if not complete:
-            run_in_background(store)
+            if not dispatcher.submit_due():
+                run_in_background(store, lock)
         return dispatcher.records
 
     def _attend(self, store: Store, tail_logs: bool = False) -> dict[str, JobRecord]:

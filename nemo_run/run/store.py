@@ -199,10 +199,11 @@ class Store:
             yield
 
     @contextlib.contextmanager
-    def dispatching(self) -> Iterator[bool]:
-        """Be the one process that submits this experiment's jobs: False if another one is.
+    def dispatching(self) -> Iterator[int | None]:
+        """Be the one process that submits this experiment's jobs: gives the lock as an open file, else None.
 
-        The system lets go of it when that process ends, however it ends.
+        The system lets go of it when that process ends, however it ends; a process that is started with the
+        open file has the lock from its first moment on.
         """
         with _locked(self.path / ".dispatch", fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
             yield held
@@ -210,7 +211,7 @@ class Store:
     def is_abandoned(self) -> bool:
         """Whether no process is there to submit this experiment's jobs."""
         with self.dispatching() as ours:
-            return ours
+            return ours is not None
 
     def delete(self) -> None:
         """Remove the experiment: by a rename at once, then file by file."""
@@ -409,13 +410,13 @@ def _rename_whole(new: Path, final: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, how: int) -> Iterator[bool]:
+def _locked(path: Path, how: int) -> Iterator[int | None]:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as exc:
         raise StoreError(f"cannot lock {path}: {exc.strerror}") from exc
     try:
-        yield _try_lock(fd, how)
+        yield fd if _try_lock(fd, how) else None
     finally:
         os.close(fd)
 

@@ -267,7 +267,7 @@ def test_a_second_waiter_takes_not_seen_for_no_verdict_either(folder: str) -> No
     exp.run(detach=True)
     store = Store(exp.path)
     with store.dispatching() as held:
-        assert held
+        assert held is not None
         waiter = subprocess.Popen([sys.executable, "-m", "nemo_run", "experiment", "wait", exp.id])
         until(lambda: cluster.calls()["status"] > 2, "it has looked at the job")
         assert waiter.poll() is None
@@ -463,6 +463,23 @@ def test_a_detached_graph_finishes_though_nobody_ever_waits_for_it(tmp_path: Pat
     store = Store(run.Experiment.from_title("two").path)
     until(lambda: store.read_job("b").terminal, "the end of the last job is recorded")
     assert lines(trace) == ["a", "b"]
+
+
+def test_a_detached_graph_has_one_to_see_it_through_from_the_first_moment(tmp_path: Path) -> None:
+    """Whoever waits would otherwise go on with it, without the environment and secrets of its launch."""
+    trace, go = tmp_path / "trace", tmp_path / "go"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys, time\n"
+        "while 'run.background' in ' '.join(sys.orig_argv) and not os.path.exists(os.environ['GO']):\n"
+        "    time.sleep(0.01)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])
+    two = script(tmp_path / "two.py", TWO)
+    done = launch(two, str(trace), str(go), "detach", PYTHONPATH=path, GO=str(go))
+    assert done.returncode == 0, done.stderr
+    assert not Store(run.Experiment.from_title("two").path).is_abandoned()
+    go.touch()
+    assert set(run.Experiment.from_title("two").wait()) == {"a", "b"}
 
 
 BESIDE = """

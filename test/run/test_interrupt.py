@@ -245,7 +245,7 @@ def test_a_second_interrupt_after_waiting_on_ends_without_another_question(scene
 
 def _is_dispatched(scene: Scene) -> bool:
     with Store(run.Experiment.from_title("long").path).dispatching() as ours:
-        return not ours
+        return ours is None
 
 
 def test_a_second_interrupt_while_a_stubborn_job_is_ending_ends_at_once(scene: Scene) -> None:
