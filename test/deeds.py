@@ -65,7 +65,10 @@ STEPS: dict[str, Callable[[str, tuple[Any, ...]], object]] = {
     "while the experiment is made": lambda event, args: event == "open" and "/.new-" in str(args[0]),
     "before the experiment appears": lambda event, args: event == "os.rename" and "/.new-" in str(args[0]),
     "before the intent": lambda event, args: (job := _written(event, args)) and not job["handle"],
-    "after the intent": lambda event, args: event == "subprocess.Popen" and "supervisor" in str(args[1]),
+    "before a server starts": lambda event, args: (
+        event == "subprocess.Popen" and "forkserver" in str(args[1])
+    ),
+    "after the intent": lambda event, args: event == "socket.sendmsg",
     "after the process starts": _opened("/stat"),
     "before the handle is recorded": lambda event, args: (
         (job := _written(event, args)) and job["handle"] and not job["ended"]

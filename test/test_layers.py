@@ -16,7 +16,7 @@ LAYERS = (
     {"_version", "errors", "home", "shell", "secret", "lazy", "xm"},
     {"config", "describe", "drawing", "lookup"},
     {
-        "core", "core.main_module", "core.monitor", "core.packaging", "core.process", "core.runner",
+        "core", "core.forkserver", "core.main_module", "core.monitor", "core.packaging", "core.process", "core.runner",
         "core.serialization", "core.supervisor", "core.tunnel", "rundir",
     },
     {"core.execution"},

@@ -71,6 +71,7 @@ def become(role: Role, output: int, attempt: int) -> None:
         os.dup2(source, number)
     os.close(output)
     os.close(null)
+    sys.stderr = sys.__stderr__  # a supervisor writes elsewhere
     if role["cpus"]:
         os.sched_setaffinity(0, role["cpus"])
     os.makedirs(role["cwd"], exist_ok=True)

@@ -65,7 +65,7 @@ def _processes_with(variable: str) -> list[int]:
         name, _, value = variable.partition("=")
         found = (p.pid for p in psutil.process_iter() if _environment(p).get(name) == value)
         return [pid for pid in found if pid != os.getpid()]
-    # Not by psutil: a supervisor of programs other than Python is started without site-packages.
+    # Not by psutil, whose import takes longer than all the rest of a small job.
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
     return [pid for pid in pids if os.fsencode(variable) in _environ(pid)]
 

@@ -346,13 +346,6 @@ class TestStart:
             os.kill(job.supervisor, signal.SIGTERM)
             assert job.ended().state == AppState.CANCELLED
 
-    def test_sigterm_before_the_claim_starts_nothing(self, home: Path, tmp_path: Path) -> None:
-        job = Running(run.Script(inline=f"touch {tmp_path}/started"))
-        os.kill(int(job.handle.data["pid"]), signal.SIGTERM)
-        status = job.ended()
-        assert (status.state, status.message) == (AppState.FAILED, "its supervisor did not start")
-        assert not (tmp_path / "started").exists()
-
 
 def spin_until_claimed(job_dir: Path) -> None:
     """Without a pause, to be there the moment it happens."""

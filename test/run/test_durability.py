@@ -43,6 +43,7 @@ TIMES = {
     "while the experiment is made": 20,
     "before the experiment appears": 1,
     "before the intent": 5,
+    "before a server starts": 1,
     "after the intent": 4,
     "after the process starts": 4,
     "before the handle is recorded": 4,

@@ -30,6 +30,7 @@ from nemo_run.core.execution.base import (
     Topology,
 )
 from nemo_run.core.execution.checks import check_count, parse_bytes
+from nemo_run.core.forkserver import ForkServer, inherited
 from nemo_run.core.logfile import read_lines
 from nemo_run.core.masking import worth_masking
 from nemo_run.core.process import end_orphans, start_time
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 #: A process does not change its host, and every look at a job asks.
 this_host = functools.cache(_this_host)
+#: The latest server, which serves until something that its forks would inherit has changed.
+_fork_server = functools.lru_cache(maxsize=1)(ForkServer)
 #: Seconds between SIGTERM and SIGKILL.
 GRACE = 10.0
 #: Settings that hold for a job as a whole, so that all members of a group must agree on them.
@@ -185,36 +188,43 @@ def submit(plan: Plan, executor: str) -> JobHandle:
     """
     request, job_dir = plan.request, plan.spec.job_dir
     roles = [_resolved(role, at) for at, role in enumerate(request["roles"])]
-    root = str(Path(runner.__file__).parents[2])
     try:
         (job_dir / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (
-            _anonymous_file() as stream,
-            open(job_dir / "supervisor.log", "ab", opener=runner.private) as errors,
-        ):
+        with _anonymous_file() as stream:
             marshal.dump({**request, "roles": roles, "secrets": _secrets(request["roles"], roles)}, stream)
             stream.seek(0)
-            process = subprocess.Popen(
-                [sys.executable, *_flags(request), "-c", _BOOTSTRAP.format(root=root)],
-                stdin=stream,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                cwd=job_dir,
-                # By the folder `end_orphans` knows what was forked from the supervisor.
-                env={**os.environ, "PYTHONUNBUFFERED": "1", runner.JOB_DIR: str(job_dir)},
-                start_new_session=True,
-            )
+            pid = _fork_supervisor(str(job_dir), stream) or _start_supervisor(str(job_dir), stream)
     except OSError as exc:
         raise SubmitError(f"cannot start a process for job {plan.spec.id!r}: {exc}", output=str(exc)) from exc
+    return _handle(executor, request["token"], job_dir, pid)
+
+
+def _fork_supervisor(job_dir: str, request: IO[bytes]) -> int | None:
+    """Have a supervisor forked from a Python that is running already; its number, or None without such."""
+    if sys.platform == "linux":
+        for _ in range(2):  # the one that is there may just be ending
+            try:
+                return _fork_server(inherited(_READ_AT_START)).start(job_dir, request)
+            except OSError:
+                _fork_server.cache_clear()
+    return None
+
+
+def _start_supervisor(job_dir: str, request: IO[bytes]) -> int:
+    root = str(Path(runner.__file__).parents[2])
+    with open(os.path.join(job_dir, "supervisor.log"), "ab", opener=runner.private) as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _BOOTSTRAP.format(root=root)],
+            stdin=request,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            cwd=job_dir,
+            # By the folder `end_orphans` knows what was forked from the supervisor.
+            env={**os.environ, "PYTHONUNBUFFERED": "1", runner.JOB_DIR: job_dir},
+            start_new_session=True,
+        )
     process.returncode = 0  # it is meant to outlive us, so `subprocess` need not warn that it does
-    return _handle(executor, request["token"], job_dir, process.pid)
-
-
-def _flags(request: dict[str, Any]) -> list[str]:
-    """A supervisor that only starts other programs needs no site-packages, a quarter of Python's start."""
-    forks_python = any(role["task"] is not None for role in request["roles"])
-    needs_psutil = request["memory_limit"] or request["monitor_resources"] or sys.platform != "linux"
-    return [] if forks_python or needs_psutil else ["-S"]
+    return process.pid
 
 
 def _resolved(role: dict[str, Any], at: int) -> dict[str, Any]:
@@ -361,6 +371,9 @@ def await_news(handles: Sequence[JobHandle], seconds: float) -> None:
             with contextlib.suppress(OSError, LookupError, ValueError):
                 fds.append(os.pidfd_open(int(handle.data["pid"])))
                 poll.register(fds[-1], select.POLLIN)
+                continue
+            if "job_dir" in handle.data and os.path.exists(f"{handle.data['job_dir']}/end.json"):
+                return  # it has ended in the meantime
         poll.poll(seconds * 1000)
     finally:
         for fd in fds:
