@@ -16,8 +16,8 @@ LAYERS = (
     {"_version", "errors", "home", "shell", "secret", "lazy", "xm"},
     {"config", "describe", "drawing", "lookup"},
     {
-        "core", "core.forkserver", "core.main_module", "core.monitor", "core.packaging", "core.process", "core.runner",
-        "core.serialization", "core.supervisor", "core.tunnel", "rundir",
+        "core", "core.forkserver", "core.main_module", "core.monitor", "core.packaging", "core.process",
+        "core.runner", "core.serialization", "core.supervisor", "core.tunnel", "rundir",
     },
     {"core.execution"},
     {"run", "console"},
