@@ -26,7 +26,8 @@ help: ## List these commands
 demo: $(VENV)/made-examples ## Set up, then run the main example: train on digits
 	$(BIN)/python examples/digits/run.py
 
-test: $(VENV)/made-dev ## Set up, then run the tests; TEST_ARGS goes to pytest
+# In CI nothing is skipped; elsewhere torch, which is large, is there if somebody wants it.
+test: $(VENV)/made-dev $(if $(CI),$(VENV)/made-dev-torch) ## Set up, then run the tests; TEST_ARGS goes to pytest
 	$(PYTEST) -n auto --maxprocesses 8 $(TEST_ARGS)
 	@echo "make test: passed, with $$($(BIN)/python -V) in $(VENV)"
 
@@ -45,14 +46,17 @@ docs: $(VENV)/made-docs ## Build the documentation into docs/_build/html
 	@echo 'make docs: open docs/_build/html/index.html'
 
 examples: $(VENV)/made-examples ## Run every example, the demo included
-	@set -e; for example in $(EXAMPLES); do echo "== $$example"; $(BIN)/python "$$example"; done
-	@echo 'make examples: ran $(words $(EXAMPLES)), each to its end'
+	@set -e; for example in $(EXAMPLES); do case "$$example" in *torch*) \
+		$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torch"))' || { \
+		echo "== $$example: left out, it needs torch: $(BIN)/pip install torch"; continue; };; esac; \
+		echo "== $$example"; $(BIN)/python "$$example"; done
+	@echo 'make examples: ran to their ends'
 
 bench: $(VENV)/made-bench ## Measure against the floor; BENCH_ARGS goes to bench/run.py
 	$(BIN)/python bench/run.py $(BENCH_ARGS)
 
 services: ## Start the services that tests need (Debian, as root)
-	@echo 'no services needed yet: the tests start only processes of their own'
+	@test/services/start
 
 clean: ## Remove what make made
 	rm -rf $(VENV) dist docs/_build .hypothesis .mypy_cache .pytest_cache .ruff_cache

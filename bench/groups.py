@@ -113,7 +113,9 @@ def sequential(sizes: Sizes) -> Group:
     one = _paired("one no-op Python task, `run.run` to its value", "≤ 5×", "one", 3 * sizes.runs)
     five = _paired("5 of them in sequence, one experiment", "≤ 3×", "sequence", 5, sizes.runs)
     script = "import nemo_run as run, noop; run.run(noop.noop, run.LocalExecutor(), tail_logs=False)"
-    whole = pairs("a whole script that runs one, imports included", python(script), PASS, count=sizes.runs)
+    with _home():
+        what = "a whole script that runs one, imports included"
+        whole = pairs(what, python(script), PASS, count=sizes.runs)
     if has_submitit():
         one, five = (
             replace(row, submitit=child("submitit_tasks", count, sizes.runs)["ours"])

@@ -38,6 +38,13 @@ def join(argv: Iterable[str]) -> str:
     return " ".join(map(quote, argv))
 
 
+def concat(*parts: str) -> str:
+    """Texts one after the other as one word: an `Expand` if one of them is, the others as they are."""
+    if not any(isinstance(part, Expand) for part in parts):
+        return "".join(parts)
+    return Expand("".join(p if isinstance(p, Expand) else re.sub(r'([$`"\\])', r"\\\1", p) for p in parts))
+
+
 def exports(env: Mapping[str, str]) -> str:
     """One `export NAME=value` line per variable."""
     return "".join(f"export {name}={quote(value)}\n" for name, value in env.items())

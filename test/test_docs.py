@@ -22,10 +22,12 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from dockers import IMAGE, skip_without_engine
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
@@ -34,6 +36,10 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 DONE = "<<test_docs: exit code"
+#: Pages whose commands need a module that not every machine has.
+NEEDS = {"use-torchrun": "torch"}
+#: Pages whose commands need a Docker Engine.
+ENGINE = {"build-images-from-code", "run-in-containers"}
 
 
 class Block(NamedTuple):
@@ -104,7 +110,7 @@ def matches(expected: str, actual: str) -> bool:
 
 def run(argv: list[str], folder: Path, home: Path, input: str = "") -> subprocess.CompletedProcess[str]:
     """A process as a reader would start it, errors among its output."""
-    env = {**os.environ, "NEMORUN_HOME": str(home), "COLUMNS": "100", "NO_COLOR": "1"}
+    env = {**os.environ, "NEMORUN_HOME": str(home), "COLUMNS": "100", "NO_COLOR": "1", "IMAGE": IMAGE}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     return subprocess.run(
         argv,
@@ -132,6 +138,11 @@ def run_commands(shown: list[Command], folder: Path, home: Path) -> Iterator[tup
 @pytest.mark.slow
 @pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_document_does_what_it_says(path: Path, tmp_path: Path) -> None:
+    needed = NEEDS.get(path.stem, "sys")
+    if find_spec(needed) is None and "CI" not in os.environ:
+        pytest.skip(f"{needed} is not installed: pip install {needed}")
+    if path.stem in ENGINE:
+        skip_without_engine()
     name, found = path.relative_to(ROOT), blocks(path.read_text(encoding="utf-8"))
     home, folder = tmp_path / "home", tmp_path / "work"
     folder.mkdir()

@@ -74,6 +74,39 @@ RUN_HERE = {
         """,
         prints=("cannot start '/path/to/venv/bin/python': No such file or directory", "exit code 127"),
     ),
+    (PATTERN, "Docker Executor"): Snippet(
+        after="""
+            docker_executor.packager = run.Packager()
+            try:
+                run.Experiment(task=my_training_function, executor=docker_executor).dryrun()
+            except run.ConfigError as exc:
+                print("clear:", exc)
+            docker_executor.base_url = "ssh://me@elsewhere"
+            run.Experiment(task=my_training_function, executor=docker_executor).dryrun()
+        """,
+        prints=(
+            "clear: DockerExecutor.volumes: '/host/data' is not there",
+            "nvidia/cuda:11.8-devel-ubuntu20.04",
+            "--workdir /workspace",
+            "--mount type=bind,source=/host/models,target=/container/models",
+            "--env CUDA_VISIBLE_DEVICES=0,1,2,3",
+        ),
+    ),
+    (EXECUTION, "DockerExecutor"): Snippet(
+        before="executor = \\",
+        after="""
+            executor.base_url = "tcp://elsewhere:2375"
+            run.Experiment(task=my_training_function, executor=executor).dryrun()
+        """,
+        prints=(
+            "python:3.12 ",
+            "--gpus all",
+            "--runtime nvidia",
+            "--ipc host",
+            "--shm-size 32212254720",
+            "--mount type=bind,source=/local/path,target=/path/in/container",
+        ),
+    ),
     (PATTERN, "Common Parameters"): Snippet(
         after="""
             experiment = run.Experiment(task=my_training_function, executor=executor_config)
@@ -132,14 +165,12 @@ RUN_HERE = {
 
 #: Snippets for which a class is still to come, and the one that they wait for.
 WAITING = {
-    (PATTERN, "Docker Executor"): "DockerExecutor",
     (PATTERN, "Slurm Executor"): "SlurmExecutor",
     (PATTERN, "SkyPilot Executor"): "SkypilotExecutor",
     (PATTERN, "Distributed Execution"): "SlurmExecutor",
     (PATTERN, "Conditional Execution"): "SlurmExecutor",
     (PATTERN, "1. Choose the Right Executor"): "SlurmExecutor",
     (PATTERN, "Integration with Experiments"): "SlurmExecutor",
-    (EXECUTION, "DockerExecutor"): "DockerExecutor",
     (EXECUTION, "SlurmExecutor"): "SlurmExecutor",
     (EXECUTION, "SkypilotExecutor"): "SkypilotExecutor",
 }

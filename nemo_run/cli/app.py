@@ -16,6 +16,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(experiment.app, name="experiment")
+app.command("gc")(experiment.gc)
 
 
 def _version(show: bool) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from nemo_run.cli.output import describe, print_json, print_whole, shown, whole
+from nemo_run.cli.output import describe, print_json, print_whole, readable, shown, whole
 
 if TYPE_CHECKING:
     from nemo_run.run.records import JobEntry, JobRecord
@@ -183,15 +183,9 @@ def show(
     as_json: bool = _JSON,
 ) -> None:
     """Show what an experiment is: its tasks, executors, plans, code."""
-    from nemo_run.errors import NotFoundError
-
     store = _open(name)
     if diff:
-        path = store.path / "git.diff"
-        if not path.exists():
-            raise NotFoundError("uncommitted change recorded with experiment", store.id)
-        text = path.read_text(errors="replace")
-        return print_json({"diff": text}) if as_json else typer.echo(text, nl=False)
+        return _show_diff(store, as_json)
     entries = [_entry(store, job)] if job else store.experiment().jobs
     found = whole(store, entries)
     return print_json(found) if as_json else print_whole(store, found)
@@ -222,13 +216,35 @@ def delete(
 
 @app.command()
 def gc(as_json: bool = _JSON) -> None:
-    """Remove what killed processes left half made or half deleted."""
+    """Remove code no experiment needs, and what killed processes left."""
+    from nemo_run.run.packages import collect_packages
     from nemo_run.run.store import collect_garbage
 
     removed = collect_garbage()
+    packages, left = collect_packages()
+    removed += left
     if as_json:
-        return print_json([str(path) for path in removed])
+        return print_json([str(path) for path in (*removed, *packages)])
     typer.echo(f"Removed {len(removed)} unfinished folder{'' if len(removed) == 1 else 's'}.")
+    if packages:
+        typer.echo(f"Removed {len(packages)} unneeded package{'' if len(packages) == 1 else 's'} of code.")
+
+
+def _show_diff(store: Store, as_json: bool) -> None:
+    """The patch byte for byte, beside it the files that git did not know."""
+    from nemo_run.errors import NotFoundError
+
+    path, git = store.path / "git.diff", readable(lambda: store.read_json("git.json")) or {}
+    patch = path.read_bytes() if path.exists() else b""
+    untracked = git.get("untracked", [])
+    if not patch and not untracked:
+        raise NotFoundError("uncommitted change recorded with experiment", store.id)
+    if as_json:
+        return print_json({"diff": patch.decode(errors="replace"), "untracked": untracked})
+    sys.stdout.buffer.write(patch)
+    sys.stdout.flush()
+    for name in untracked:
+        typer.echo(f"not known to git: {name!r}", err=True)
 
 
 # --- helpers --------------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def whole(store: Store, entries: list[JobEntry]) -> dict[str, Any]:
     from dataclasses import asdict
 
     record = asdict(store.experiment())
-    record["git"] = _readable(lambda: store.read_json("git.json"))
+    record["git"] = readable(lambda: store.read_json("git.json"))
     record["jobs"] = [_whole_job(store, entry) for entry in entries]
     return record
 
@@ -102,14 +102,16 @@ def _whole_job(store: Store, entry: JobEntry) -> dict[str, Any]:
 
     plan = store.job_dir(entry.id) / "plan.txt"
     return asdict(entry) | {
-        "task": _readable(lambda: store.read_json(f"{entry.id}/task.json")),
-        "executor": _readable(lambda: store.read_json(f"{entry.id}/executor.json")),
+        "task": readable(lambda: store.read_json(f"{entry.id}/task.json")),
+        "executor": readable(lambda: store.read_json(f"{entry.id}/executor.json")),
+        "package": readable(lambda: store.read_json(f"{entry.id}/package.json")),
         "plan": plan.read_text(errors="replace") if plan.exists() else None,
-        "record": _readable(lambda: store.read_job(entry.id).to_json()),
+        "record": readable(lambda: store.read_job(entry.id).to_json()),
     }
 
 
-def _readable(read: Callable[[], Any]) -> Any:
+def readable(read: Callable[[], Any]) -> Any:
+    """A record, or None for one that cannot be read."""
     from nemo_run.errors import StoreError
 
     try:
@@ -124,11 +126,14 @@ def print_whole(store: Store, whole: Mapping[str, Any]) -> None:
     rows = {"title": whole["title"], "created": created, "launched": f"from {whole['cwd']}"}
     if git := whole["git"]:
         changed = ", with uncommitted changes (--diff)" if git["uncommitted_changes"] else ""
-        rows["commit"] = git["commit"] + changed
+        rows["commit"] = (git["commit"] or "none") + changed
     _print_rows(f"Experiment {whole['id']}", rows | {"folder": store.path})
     for job in whole["jobs"]:
         state = job["record"]["state"] if job["record"] else "UNKNOWN"
         after = {"after": ", ".join(job["dependencies"])} if job["dependencies"] else {}
+        if package := job["package"]:
+            size = f"{package['files']:,} files, {package['bytes']:,} bytes"
+            after |= {"code": f"{package['key'][:12]} by {package['packager']}: {size}"}
         _print_rows(f"\nJob {job['id']}: {state}", after)
         for part in ("task", "executor"):
             typer.echo(f"  {part}\n" + _indented(json.dumps(job[part], indent=2, ensure_ascii=False)))

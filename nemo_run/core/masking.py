@@ -7,7 +7,7 @@ import os
 TYPE_CHECKING = False  # `typing` itself takes as long to import as Python takes to start
 if TYPE_CHECKING:
     import re
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 #: What stands where a secret stood.
 MASK = "••••••"
@@ -21,20 +21,26 @@ def worth_masking(secrets: Iterable[str]) -> list[str]:
 
 
 def mask_stream(source: int, sink: int, secrets: Sequence[bytes]) -> None:
-    """Copy a stream as it comes until it ends, with each secret replaced; both are file numbers.
+    """Copy a stream as it comes until it ends, with each secret replaced; both are file numbers."""
+    for masked in mask_chunks(iter(lambda: os.read(source, 1 << 16), b""), secrets):
+        _write_all(sink, masked)
+
+
+def mask_chunks(chunks: Iterable[bytes], secrets: Sequence[bytes]) -> Iterator[bytes]:
+    """The same bytes as they come, with each secret replaced, also one that is cut between two chunks.
 
     What may be the beginning of a secret is held back until it is known not to be one.
     """
     import re
 
     held, pattern = b"", re.compile(b"|".join(map(re.escape, secrets)) or b"(?!)")
-    while chunk := os.read(source, 1 << 16):
+    for chunk in chunks:
         held += chunk
         # What may become one of two secrets is held back too, until it is known which.
         sure = len(held) - max((_overlap(held, secret) for secret in secrets), default=0)
         masked, held = _mask(held, pattern, sure)
-        _write_all(sink, masked)
-    _write_all(sink, _mask(held, pattern, len(held))[0])
+        yield masked
+    yield _mask(held, pattern, len(held))[0]
 
 
 def _mask(text: bytes, pattern: re.Pattern[bytes], sure: int) -> tuple[bytes, bytes]:

@@ -31,23 +31,28 @@ class NeedsFiddle(Exception):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run one role's task: `runner.py JOB_DIR ROLE`."""
+    """Run one role's task: `runner.py JOB_DIR ROLE [VARIABLE]`; the variable holds a process's rank."""
     import json
 
-    job_dir, role = argv
+    job_dir, role, *variable = argv
     with open(os.path.join(job_dir, "task.json"), encoding="utf-8") as file:
         tree = json.load(file)[role]
-    run(tree, job_dir, role)
+    run(tree, job_dir, role, int(os.environ[variable[0]]) if variable else None)
 
 
-def run(tree: Any, job_dir: str, role: str) -> None:
+def run(tree: Any, job_dir: str, role: str, rank: int | None = None) -> None:
     """Call a task and record its value or its error under `results/`.
+
+    `rank` tells apart the processes that a launcher starts of one task (default: there is one process).
 
     Raises:
         SystemExit: the task's own, or exit code 1 once an error of the task is recorded and printed.
     """
-    stem = os.path.join(job_dir, "results", record_stem(role, int(os.environ.get(REPLICA, 0)), attempt()))
+    replica = int(os.environ.get(REPLICA, 0)) if rank is None else rank
+    stem = os.path.join(job_dir, "results", record_stem(role, replica, attempt()))
     os.makedirs(os.path.dirname(stem), mode=0o700, exist_ok=True)
+    if rank is not None:
+        _be_one_of_many(stem)
     secrets = [os.environ.get(name, "") for name in os.environ.get(SECRETS, "").split(",")]
     try:
         _configure_logging()
@@ -55,13 +60,24 @@ def run(tree: Any, job_dir: str, role: str) -> None:
             load_main(os.path.join(job_dir, "configs", "main.py"))
         value = call(tree)
     except SystemExit as exc:
-        record_error(stem, exc, secrets) if exc.code else record_value(stem, None)
+        record_error(stem, exc, secrets, rank) if exc.code else record_value(stem, None)
         raise
     except BaseException as exc:
-        record_error(stem, exc, secrets)
+        record_error(stem, exc, secrets, rank)
         sys.excepthook(type(exc), exc, exc.__traceback__)
         raise SystemExit(1) from None
     record_value(stem, value)
+
+
+def _be_one_of_many(stem: str) -> None:
+    """Forget what an earlier process of this rank recorded, and print whole lines only."""
+    try:
+        os.unlink(stem + ".json")
+    except FileNotFoundError:
+        pass
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=True, write_through=False)
 
 
 def attempt() -> int:
@@ -341,9 +357,10 @@ def _short_repr(value: Any) -> str:
         return object.__repr__(value)
 
 
-def record_error(stem: str, exc: BaseException, secrets: Sequence[str] = ()) -> None:
-    """Write down an error with its traceback, less what they tell of secrets."""
+def record_error(stem: str, exc: BaseException, secrets: Sequence[str] = (), rank: int | None = None) -> None:
+    """Write down an error with its traceback, less what they tell of secrets, and whose it is."""
     import json
+    import time
     import traceback
 
     # The frames of this file are no news to the reader.
@@ -354,7 +371,9 @@ def record_error(stem: str, exc: BaseException, secrets: Sequence[str] = ()) -> 
         "message": _masked(str(exc), secrets),
         "traceback": _masked("".join(traceback.format_exception(type(exc), exc, exc.__traceback__)), secrets),
     }
-    write(stem + ".json", json.dumps({"error": error}) + "\n")
+    if rank is not None:
+        error["rank"] = str(rank)
+    write(stem + ".json", json.dumps({"error": error, "time": time.time()}) + "\n")
 
 
 def _masked(text: str, secrets: Sequence[str]) -> str:

@@ -30,6 +30,7 @@ def make_spec(
     *,
     attempt: int = 1,
     depends_on: tuple[JobHandle, ...] = (),
+    package: Mapping[str, Any] | None = None,
 ) -> JobSpec:
     """One submission of a job.
 
@@ -40,6 +41,7 @@ def make_spec(
         experiment_dir: Its folder.
         attempt: Counts submissions of the same job.
         depends_on: For backends that start a job after others themselves.
+        package: What is recorded of the package of its code, if there is one already.
 
     Raises:
         ConfigError: a launcher or a script that is not there.
@@ -53,6 +55,7 @@ def make_spec(
         job_dir=job_dir,
         token=make_token(experiment.id, job.id, attempt),
         depends_on=depends_on,
+        package=package,
     )
 
 
@@ -67,7 +70,8 @@ def make_app(job: Job, trees: dict[str, Any], experiment: ExperimentRecord, job_
 
     members = zip(job.roles, job.tasks, job.executors, strict=True)
     roles = [
-        _make_role(name, task, trees[name], executor, experiment, job_dir) for name, task, executor in members
+        _make_role(name, task, trees[name], executor, experiment, job_dir, job.origins)
+        for name, task, executor in members
     ]
     return AppDef(name=job.id, roles=roles)
 
@@ -78,13 +82,20 @@ def script_path(role: str) -> str:
 
 
 def _make_role(
-    name: str, task: Task, tree: Any, executor: Executor, experiment: ExperimentRecord, job_dir: Path
+    name: str,
+    task: Task,
+    tree: Any,
+    executor: Executor,
+    experiment: ExperimentRecord,
+    job_dir: Path,
+    origins: Mapping[str, str | None],
 ) -> Role:
     from torchx.specs import Resource, Role
 
     from nemo_run.config import Script
 
     workdir = _workdir(executor, experiment, job_dir)
+    launcher = get_launcher(executor.launcher)
     env = _common_env(experiment, executor, job_dir)
     if isinstance(task, Script):
         argv = _script_argv(task, name, executor, job_dir, workdir)
@@ -93,19 +104,31 @@ def _make_role(
         in_process = None
     else:
         argv = [executor.python, executor.runner_path(), str(executor.rundir(job_dir)), name]
+        argv += [launcher.rank_variable] if launcher.rank_variable else []
         env |= executor.env_vars | _secrets(tree)
-        env["PYTHONPATH"] = _python_path(executor, experiment, job_dir, env.get("PYTHONPATH"))
+        found = _python_path(executor, experiment, job_dir, origins)
+        given = env.get("PYTHONPATH")  # an executor's own comes after
+        env["PYTHONPATH"] = os.pathsep.join([*found, *([given] if given else [])])
         in_process = tree
     _refuse_unpassable(name, argv, env)
     if secret := [variable for variable, value in env.items() if not isinstance(value, str)]:
         env[SECRETS] = ",".join(secret)
-    command = get_launcher(executor.launcher).wrap(Command(argv=tuple(argv)), executor.topology())
+    command = launcher.launch(
+        Command(
+            argv=tuple(argv),
+            env=env,
+            python=executor.python,
+            rundir=str(executor.rundir(job_dir)),
+            debug=executor.packager.debug,
+        ),
+        executor.topology(),
+    )
     return Role(
         name=name,
         image="",
         entrypoint=command.argv[0],
         args=list(command.argv[1:]),
-        env=env | command.env,
+        env={**env, **command.env},
         max_retries=executor.retries,
         num_replicas=1,
         resource=Resource(cpu=executor.cpu_limit or -1, gpu=-1, memMB=-1),
@@ -141,25 +164,41 @@ def _common_env(experiment: ExperimentRecord, executor: Executor, job_dir: Path)
 
 
 def _workdir(executor: Executor, experiment: ExperimentRecord, job_dir: Path) -> str:
-    """`working_dir` against the launching folder; without one the packaged code, or that folder itself."""
-    if executor.working_dir:
-        return os.path.join(experiment.cwd, os.path.expanduser(executor.working_dir))
-    if os.path.isdir(job_dir / "code"):
-        return str(executor.rundir(job_dir) / "code")
-    return experiment.cwd
+    """`working_dir` against the packaged code, or against the launching folder where that is used itself."""
+    if not executor.shares_files():
+        folder = executor.rundir(job_dir)
+        folder = executor.packager.code_dir(folder) if executor.packager.moves_code else folder
+        return str(folder / (executor.working_dir or ""))
+    code = executor.rundir(job_dir) / "code" if executor.packager.moves_code else experiment.cwd
+    return os.path.join(code, os.path.expanduser(executor.working_dir or "")).rstrip("/") or "/"
 
 
-def _python_path(executor: Executor, experiment: ExperimentRecord, job_dir: Path, given: str | None) -> str:
-    """What the launching script could import, the job can; an executor's own PYTHONPATH comes after."""
-    if os.path.isdir(job_dir / "code"):
-        paths = [str(executor.rundir(job_dir) / "code")]
-    else:
-        paths = experiment.python_path if executor.shares_files() else []
-    return os.pathsep.join([*paths, *([given] if given else [])])
+def _python_path(
+    executor: Executor, experiment: ExperimentRecord, job_dir: Path, origins: Mapping[str, str | None]
+) -> list[str]:
+    """What the launching script could import, the job can: from the packaged code, or from where it lies."""
+    paths = experiment.python_path if executor.shares_files() else []
+    if not executor.packager.moves_code:
+        return paths
+    code = str(executor.packager.code_dir(executor.rundir(job_dir)))
+    places = {path: _place(path, origins) for path in experiment.python_path}
+    moved = [os.path.normpath(os.path.join(code, place)) for place in places.values() if place]
+    return list(dict.fromkeys([code, *moved, *(path for path in paths if places[path] == "")]))
+
+
+def _place(path: str, origins: Mapping[str, str | None]) -> str | None:
+    """Where a folder is found below the packaged code; "" for one that has nothing to do with it."""
+    real = os.path.realpath(path)
+    above = [origin for origin in origins if (real + "/").startswith(os.path.realpath(origin) + "/")]
+    if not above:
+        return ""
+    nearest = max(above, key=lambda origin: len(os.path.realpath(origin)))
+    below = origins[nearest]
+    return None if below is None else os.path.join(below, os.path.relpath(real, os.path.realpath(nearest)))
 
 
 def _script_argv(script: Script, role: str, executor: Executor, job_dir: Path, workdir: str) -> list[str]:
-    if not script.inline and not script.m and executor.shares_files() and not os.path.isdir(job_dir / "code"):
+    if not script.inline and not script.m and executor.shares_files() and not executor.packager.moves_code:
         path = os.path.join(workdir, os.path.expanduser(script.path))
         if not os.path.exists(path):
             raise ConfigError(f"script {script.path!r} is not there ({path}); give its path from {workdir!r}")

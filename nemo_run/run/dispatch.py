@@ -7,11 +7,13 @@ none is forgotten, whenever the process doing this was killed.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from nemo_run.core.execution.base import TERMINAL, AppState, Capability, Executo
 from nemo_run.errors import NemoRunError
 from nemo_run.run.app import make_spec
 from nemo_run.run.look import as_changes, ask, refresh, unfinished
+from nemo_run.run.packages import stage_code
 from nemo_run.run.records import JobRecord
 from nemo_run.run.store import Store
 
@@ -52,9 +55,12 @@ class Dispatcher:
         for job in jobs.values():
             for name in job.dependencies:
                 self._dependents[name].append(job.id)
-        #: Jobs wait for others (held), then for room (ready), then for their end (running): settled.
+        #: Jobs wait for others (held), then for room (ready), then for an answer (submitting), then for
+        #: their end (running): settled.
         self._held = dict.fromkeys(jobs)
         self._ready: dict[tuple[type, str], deque[str]] = defaultdict(deque)
+        self._submitting: dict[Future[None], str] = {}
+        self._polled = 0.0
         self._running: dict[str, None] = {}
         self._unsettled = set(jobs)
         #: Held jobs to look at again, because something they depend on has changed.
@@ -69,17 +75,20 @@ class Dispatcher:
         """Submit what is due and wait until every job has ended; a job nobody can see any more is UNKNOWN."""
         pause = 0.0
         self._resume()
-        while self._unsettled:
-            changed = self._submit_due()
-            if self._running:
-                changed |= self._poll()
-            pause = 0.0 if changed else self._pause(pause)
+        with self._pooled():
+            while self._unsettled:
+                changed = self._submit_due()
+                if self._running and self._may_poll():
+                    changed |= self._poll()
+                pause = 0.0 if changed else self._pause(pause)
         return self.records
 
     def submit_due(self) -> bool:
         """Submit what can start now, and say whether that was everything."""
         self._resume()
-        self._submit_due()
+        with self._pooled():
+            while self._submit_due() or self._submitting:
+                wait_for(self._submitting, return_when=FIRST_COMPLETED)
         return not self._held and not any(self._ready.values())
 
     def _resume(self) -> None:
@@ -145,26 +154,42 @@ class Dispatcher:
         return waves > 0
 
     def _submit_wave(self) -> bool:
+        """Begin what may start now, and take up what has been submitted meanwhile."""
         self._collect_ready()
         due = self._take_due()
-        workers = max((self._executor(job_id).submit_workers for job_id in due), default=1)
-        if (workers := min(workers, self._workers, len(due))) > 1:
-            with ThreadPoolExecutor(workers) as pool:
-                list(pool.map(self._submit, due))
-        else:
-            for job_id in due:
-                self._submit(job_id)
         for job_id in due:
-            if self.records[job_id].terminal:
-                self._settle(job_id)
+            if self._executor(job_id).submit_workers > 1:
+                self._submitting[self._pool.submit(self._submit, job_id)] = job_id
             else:
-                self._running[job_id] = None
-                self._stirred.extend(self._dependents[job_id])
-        return bool(due)
+                self._submit(job_id)
+                self._submitted(job_id)
+        done = [future for future in self._submitting if future.done()]
+        for future in done:
+            future.result()
+            self._submitted(self._submitting.pop(future))
+        return bool(due or done)
+
+    def _submitted(self, job_id: str) -> None:
+        if self.records[job_id].terminal:
+            self._settle(job_id)
+        else:
+            self._running[job_id] = None
+            self._stirred.extend(self._dependents[job_id])
+
+    @contextlib.contextmanager
+    def _pooled(self) -> Iterator[None]:
+        """Have threads for submissions; whatever ends this, none of them is left half done."""
+        asked = (executor.submit_workers for job in self.jobs.values() for executor in job.executors)
+        self._pool = ThreadPoolExecutor(min(self._workers, max(asked, default=1)))
+        try:
+            yield
+        finally:
+            self._pool.shutdown(cancel_futures=True)
 
     def _take_due(self) -> list[str]:
         """Of the ready jobs as many as their backends' limits leave room for."""
-        running = Counter(_backend(self._executor(job_id)) for job_id in self._running)
+        begun = (*self._running, *self._submitting.values())
+        running = Counter(_backend(self._executor(job_id)) for job_id in begun)
         due: list[str] = []
         for backend, ready in self._ready.items():
             limit = self._executor(ready[0]).parallel_limit() if ready else 0
@@ -211,20 +236,26 @@ class Dispatcher:
         return True
 
     def _stage(self, job: Job) -> JobSpec:
-        for executor in job.executors:
-            executor.packager.package(self.store.job_dir(job.id) / "code")
+        package = stage_code(self.store, job)
         trees = self.store.read_json(f"{job.id}/task.json")
         pending = map(self.records.__getitem__, self._pending_dependencies(job.id))
         depends_on = tuple(record.handle for record in pending if record.handle)
-        return make_spec(job, trees, self.experiment, self.store.path, depends_on=depends_on)
+        return make_spec(job, trees, self.experiment, self.store.path, depends_on=depends_on, package=package)
 
     # --- polling ----------------------------------------------------------------------------------------
 
+    def _may_poll(self) -> bool:
+        """Each answer to a submission wakes us; meanwhile no backend is asked more often than it likes."""
+        shortest = min(self._executor(job_id).poll_interval[0] for job_id in self._running)
+        return not self._submitting or time.monotonic() >= self._polled + shortest
+
     def _poll(self) -> bool:
         """Ask each backend once about all its jobs; True if any job has news."""
+        self._polled = time.monotonic()
         asked, news = defaultdict(list), False
         for job_id, error in list(self._doubtful.items()):
-            if self._resolve_doubt(job_id, error):
+            # The thread that submits it asks first.
+            if job_id in self._running and self._resolve_doubt(job_id, error):
                 news = True
                 if self.records[job_id].terminal:
                     self._settle(job_id)
@@ -269,7 +300,8 @@ class Dispatcher:
         by_backend = {_backend(self._executor(job_id)): self._executor(job_id) for job_id in self._running}
         intervals = [executor.poll_interval for executor in by_backend.values()] or [(0.01, 0.01)]
         shortest, longest = min(low for low, _ in intervals), min(high for _, high in intervals)
-        seconds = min(max(shortest, last * 1.5), longest)
+        # The end of a submission wakes nobody.
+        seconds = max(shortest, min(last * 1.5, 0.05 if self._submitting else longest))
         if len(by_backend) == 1:
             (executor,) = by_backend.values()
             executor.await_news(

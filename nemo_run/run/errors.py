@@ -58,7 +58,8 @@ def _message(
 ) -> str:
     lines = [f"job {record.id!r} of experiment {store.id} {what}: {record.message or 'no reason given'}"]
     if error := look.error_of(store, entry, record):
-        lines.append(look.masked(store, entry, f"  {error['type']}: {error['message']}"))
+        rank = f"rank {error['rank']}: " if "rank" in error else ""
+        lines.append(look.masked(store, entry, f"  {rank}{error['type']}: {error['message']}"))
     if tail:
         lines += ["  its last lines:", *("    " + line for line in tail.splitlines())]
     if (path := look.log_path(store, entry, record)).exists():

@@ -16,6 +16,7 @@ from typing import Any
 from nemo_run import console
 from nemo_run.config import Config
 from nemo_run.core.execution.base import AppState, Capability, Executor, Plan
+from nemo_run.core.packaging.snapshot import Package
 from nemo_run.errors import ConfigError, NotFoundError, UnsupportedError
 from nemo_run.run import dispatch, look
 from nemo_run.run.app import make_spec
@@ -28,6 +29,7 @@ from nemo_run.run.job import (
     as_plugins,
     as_task,
     check_jobs,
+    check_launchers,
     check_secrets,
     make_job,
     task_name,
@@ -38,6 +40,7 @@ from nemo_run.run.launch import (
     record_files,
     refuse_while_loading,
 )
+from nemo_run.run.packages import check_packagers, find_origins, take_packages
 from nemo_run.run.plugin import Plugin
 from nemo_run.run.records import ExperimentRecord, JobEntry, JobRecord
 from nemo_run.run.results import job_value
@@ -238,9 +241,12 @@ class Experiment:
             raise ConfigError("sequential=True orders jobs itself; leave out their dependencies, or it")
         trees = self._check(detach)
         check_secrets(self.jobs)
+        if not direct:
+            check_launchers(self.jobs)
         for before, job in zip(self.jobs, self.jobs[1:], strict=False) if sequential else ():
             job.dependencies = [before.id]
-        store = self._store = self._create(trees)
+        packages = {} if direct else take_packages(self.jobs, Path.cwd(), self.base_dir)
+        store = self._store = self._create(trees, packages)
         if direct:
             from nemo_run.run.direct import run_direct
 
@@ -264,6 +270,8 @@ class Experiment:
         if not self.jobs:
             raise ConfigError(f"experiment {self.title!r} has no jobs; add some first: exp.add(task)")
         check_jobs({job.id: job for job in self.jobs})
+        check_packagers(self.jobs)
+        find_origins(self.jobs, Path.cwd())
         for job in self.jobs if detach else ():
             executor = job.executors[0]
             if Capability.DETACH not in executor.capabilities:
@@ -286,10 +294,10 @@ class Experiment:
     def _record(self) -> ExperimentRecord:
         return launch_record(self.id, self.title, self.jobs)
 
-    def _create(self, trees: Mapping[str, Any]) -> Store:
+    def _create(self, trees: Mapping[str, Any], packages: Mapping[str, Package]) -> Store:
         while True:
             try:
-                files = record_files(self.jobs, trees, self._main, self.id)
+                files = record_files(self.jobs, trees, self._main, self.id, packages)
                 return Store.create(self._record(), files, base=self.base_dir)
             except FileExistsError as exc:
                 if self._has_own_id:

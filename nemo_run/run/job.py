@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 
 from nemo_run.config import Config, Partial, Script, check_arguments, get_type_namespace
 from nemo_run.core.execution.base import Capability, Executor
+from nemo_run.core.execution.checks import check_installed
+from nemo_run.core.execution.launcher import get_launcher
 from nemo_run.core.execution.local import LocalExecutor
 from nemo_run.errors import ConfigError, UnsupportedError
 from nemo_run.run.plugin import Plugin
@@ -34,6 +36,8 @@ class Job:
     plugins: list[Plugin] = field(default_factory=list)
     tail_logs: bool = False
     group: bool = False
+    #: Which folders become which of its code; see `Packager.origins`.
+    origins: dict[str, str | None] = field(default_factory=dict)
 
     def secrets(self) -> list[Secret]:
         """The secrets in the environments of its executors and scripts, and among its tasks' arguments."""
@@ -250,6 +254,22 @@ def check_jobs(jobs: Mapping[str, Job]) -> None:
         graphlib.TopologicalSorter({job.id: job.dependencies for job in jobs.values()}).prepare()
     except graphlib.CycleError as exc:
         raise ConfigError("jobs depend on each other in a circle: " + " → ".join(exc.args[1])) from exc
+
+
+def check_launchers(jobs: Iterable[Job]) -> None:
+    """Find out whether what the jobs' launchers start is installed, where that is on this machine.
+
+    Raises:
+        MissingDependencyError: a module is missing.
+        ConfigError: a program is missing.
+    """
+    for job in jobs:
+        for executor in job.executors:
+            launcher = get_launcher(executor.launcher)
+            if executor.shares_files():
+                what = f"job {job.id!r}, started by {type(launcher).__name__},"
+                programs = ["nsys"] if launcher.nsys_profile else []
+                check_installed(what, launcher.requires, programs, executor.python, executor.env_vars)
 
 
 def check_secrets(jobs: Iterable[Job]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import site
@@ -14,19 +13,26 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nemo_run._version import __version__
 from nemo_run.config import Script
 from nemo_run.core.main_module import definitions
 from nemo_run.core.runner import LOADING, mentioned_names
 from nemo_run.core.serialization import tree_to_yaml
-from nemo_run.errors import ConfigError
+from nemo_run.errors import ConfigError, NemoRunError
 from nemo_run.run.app import make_token, script_path
 from nemo_run.run.job import Job
+from nemo_run.run.packages import git_facts, package_files
 from nemo_run.run.records import ExperimentRecord, JobRecord
 from nemo_run.run.script import LaunchingScript
 from nemo_run.run.store import Store, dump
+
+if TYPE_CHECKING:
+    from nemo_run.core.packaging.snapshot import Package
+
+#: Seconds that git may take to look at what is launched, where nothing depends on its answer.
+_PATIENCE = 30.0
 
 
 def launch_record(experiment_id: str, title: str, jobs: list[Job]) -> ExperimentRecord:
@@ -43,7 +49,11 @@ def launch_record(experiment_id: str, title: str, jobs: list[Job]) -> Experiment
 
 
 def record_files(
-    jobs: list[Job], trees_by_job: Mapping[str, Any], main: LaunchingScript, experiment_id: str
+    jobs: list[Job],
+    trees_by_job: Mapping[str, Any],
+    main: LaunchingScript,
+    experiment_id: str,
+    packages: Mapping[str, Package] | None = None,
 ) -> dict[str, str]:
     """Everything that is written when an experiment is made: text by path below its folder.
 
@@ -52,12 +62,15 @@ def record_files(
         trees_by_job: Their tasks' trees, by job id.
         main: Where what is named `__main__.…` comes from.
         experiment_id: The experiment's id.
+        packages: The packages of their code, by job id.
 
     Raises:
         ConfigError: a task is defined in a session whose source cannot be had.
         SerializationError: an executor holds something that cannot be written down.
     """
     files = {} if main.source is None else {"main.py": main.source}
+    for name, what in package_files(jobs, packages or {}).items():
+        files[name] = what if isinstance(what, str) else dump(what)
     kept: dict[frozenset[str], str] = {}
     for job in jobs:
         trees, executors = trees_by_job[job.id], job.executor_trees(main.module)
@@ -120,7 +133,10 @@ def python_path() -> list[str]:
 
 @contextlib.contextmanager
 def git_record(store: Store, folder: Path) -> Iterator[None]:
-    """Meanwhile write down the commit and the changes that the code was launched with."""
+    """Meanwhile write down the commit and the changes of what is launched, where no packager has."""
+    if os.path.exists(store.path / "git.json"):
+        yield
+        return
     thread = threading.Thread(target=_write_git, args=(store, folder), daemon=True)
     thread.start()
     try:
@@ -130,26 +146,20 @@ def git_record(store: Store, folder: Path) -> Iterator[None]:
 
 
 def _write_git(store: Store, folder: Path) -> None:
-    commit = _git(folder, "rev-parse", "HEAD")
-    if commit is None:
-        return
-    diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or ""
-    record = {"commit": commit.strip(), "folder": str(folder), "uncommitted_changes": bool(diff)}
-    with contextlib.suppress(Exception):  # the experiment may be deleted meanwhile
-        if diff:
+    """One question where nothing has changed; what cannot be found out is left out."""
+    from nemo_run.core.packaging.repository import git, outside, status, top_level
+
+    with contextlib.suppress(NemoRunError, subprocess.TimeoutExpired):
+        found = status(folder, untracked="normal", timeout=_PATIENCE)
+        if found.commit is None:
+            return
+        diff = ""
+        if found.changed or found.unmerged:
+            words = ("diff", found.commit, "--no-color", "--no-ext-diff", "--no-textconv")
+            diff = git(folder, *words, timeout=_PATIENCE).decode(errors="surrogateescape")
+        if untracked := found.untracked:
+            untracked = outside(store.path.parents[2], top_level(folder), untracked)
+        record = git_facts(found.commit, folder, diff, map(os.fsdecode, untracked))
+        if diff:  # the experiment may be deleted meanwhile
             store.write("git.diff", diff)
-        store.write("git.json", json.dumps(record, indent=1) + "\n")
-
-
-def _git(folder: Path, *args: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "--no-optional-locks", "-C", str(folder), *args],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=60,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.decode(errors="surrogateescape") if done.returncode == 0 else None
+        store.write("git.json", dump(record))

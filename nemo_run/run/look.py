@@ -21,7 +21,7 @@ from nemo_run.core.execution.base import TERMINAL, AppState, Executor, JobHandle
 from nemo_run.errors import NemoRunError, NotFoundError, StoreError
 from nemo_run.run.logs import masker, read_logs
 from nemo_run.run.records import ExperimentRecord, JobEntry, JobRecord
-from nemo_run.run.results import read_outcome
+from nemo_run.run.results import first_error
 from nemo_run.run.script import LaunchingScript, definitions, whole_script
 from nemo_run.run.store import Store
 from nemo_run.secret import Secret
@@ -104,7 +104,15 @@ def _load_job(store: Store, entry: JobEntry) -> Job:
         plugins=[runner.build(tree, _AS_WRITTEN) for tree in entry.plugins],
         tail_logs=entry.tail_logs,
         group=entry.group,
+        origins=_origins(store, entry),
     )
+
+
+def _origins(store: Store, entry: JobEntry) -> dict[str, str | None]:
+    if not (store.job_dir(entry.id) / "package.json").exists():
+        return {}
+    origins: dict[str, str | None] = store.read_json(f"{entry.id}/package.json")["origins"]
+    return origins
 
 
 def _as_task(loaded: Any) -> Any:
@@ -304,9 +312,8 @@ def failed_role(entry: JobEntry, record: JobRecord) -> str:
 def error_of(store: Store, entry: JobEntry, record: JobRecord) -> Mapping[str, str] | None:
     """The error that a Python task of this job recorded."""
     for role in (failed_role(entry, record), *entry.roles):
-        with contextlib.suppress(StoreError):
-            if error := read_outcome(store.job_dir(entry.id), role, record.attempt).error:
-                return error
+        if error := first_error(store.job_dir(entry.id), role, record.attempt):
+            return error
     return None
 
 

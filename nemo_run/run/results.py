@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,21 @@ def read_outcome(job_dir: Path, role: str, attempt: int = 1, replica: int = 0) -
         return Outcome()
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise StoreError(f"cannot read {path}: {exc!r}") from exc
+
+
+def first_error(job_dir: Path, role: str, attempt: int = 1) -> dict[str, str] | None:
+    """The error that one of a role's processes recorded first: those that come later come of it.
+
+    Where a launcher has started several, its `rank` says whose it is.
+    """
+    ending = f".attempt{attempt}.json" if attempt > 1 else ".json"
+    name = re.compile(re.escape(role) + r"_\d+" + re.escape(ending))
+    found: list[tuple[float, dict[str, str]]] = []
+    for path in filter(lambda path: name.fullmatch(path.name), sorted(job_dir.glob("results/*.json"))):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # broken, or that of a value
+            record = json.loads(path.read_bytes())
+            found.append((record.get("time", 0.0), record["error"]))
+    return min(found, key=lambda item: item[0])[1] if found else None
 
 
 def _value(record: dict[str, Any], path: Path) -> Any:

@@ -536,7 +536,7 @@ def test_help_fits_80_columns_and_names_every_command() -> None:
         "  wait     Wait until all jobs have ended; exit code 1 if one failed.\n"
         "  show     Show what an experiment is: its tasks, executors, plans, code.\n"
         "  delete   Delete an experiment and all it holds, unless a job of it runs.\n"
-        "  gc       Remove what killed processes left half made or half deleted.\n"
+        "  gc       Remove code no experiment needs, and what killed processes left.\n"
     )
     for command in re.findall(r"^  (\w+)  ", printed, re.M):
         text = succeeded(nemo(command, "-h")).stdout

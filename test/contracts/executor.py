@@ -41,6 +41,7 @@ from nemo_run.errors import JobFailedError, SubmitError, UnsupportedError
 from nemo_run.run.app import make_spec
 from nemo_run.run.experiment import Experiment
 from nemo_run.run.launch import launch_record, record_files
+from nemo_run.run.packages import find_origins, stage_code, take_packages
 from nemo_run.run.script import launching_script
 from nemo_run.run.store import Store
 
@@ -335,11 +336,12 @@ def prepare(task: Any, executor: Executor) -> Plan:
     experiment.add(task, name="job")
     [job] = experiment.jobs
     record = launch_record(experiment.id, experiment.title, [job])
-    files = record_files([job], {job.id: job.trees()}, launching_script(), experiment.id)
+    find_origins([job], Path.cwd())
+    packages = take_packages([job], Path.cwd(), None)
+    files = record_files([job], {job.id: job.trees()}, launching_script(), experiment.id, packages)
     store = Store.create(record, files)
-    for member in job.executors:
-        member.packager.package(store.job_dir(job.id) / "code")
-    return job.executors[0].plan(make_spec(job, job.trees(), record, store.path))
+    package = stage_code(store, job)
+    return job.executors[0].plan(make_spec(job, job.trees(), record, store.path, package=package))
 
 
 def ended(executor: Executor, handle: JobHandle, seconds: float = 30.0) -> JobStatus:

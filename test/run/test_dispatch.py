@@ -279,19 +279,20 @@ def test_one_call_asks_a_backend_about_all_of_its_jobs(folder: str) -> None:
     exp = experiment("many", cluster, {f"job{number}": [] for number in range(60)})
     exp.run()
     ids = sorted(job["id"] for job in cluster.jobs())
-    assert sorted(asked(cluster)[0]) == ids
+    assert sorted(max(asked(cluster), key=len)) == ids
     assert cluster.calls()["status"] < 60
 
 
 def test_each_of_two_backends_is_asked_about_its_own_jobs(tmp_path: Path) -> None:
-    clusters = [FakeExecutor(folder=str(tmp_path / name), default=Fate(after=0.1)) for name in "ab"]
+    clusters = [FakeExecutor(folder=str(tmp_path / name), default=Fate(after=0.5)) for name in "ab"]
     exp = run.Experiment("two", clean_mode=True)
     for cluster in clusters * 3:
         exp.add(run.Partial(note, "unused", "x"), cluster)
     exp.run()
     for cluster in clusters:
-        assert sorted(asked(cluster)[0]) == sorted(job["id"] for job in cluster.jobs())
-        assert len(asked(cluster)[0]) == 3
+        most = max(asked(cluster), key=len)
+        assert sorted(most) == sorted(job["id"] for job in cluster.jobs())
+        assert len(most) == 3
 
 
 def test_an_end_is_recorded_once_and_stands_whatever_the_backend_says_later(folder: str) -> None:

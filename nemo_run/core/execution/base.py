@@ -63,6 +63,8 @@ class Capability(enum.Flag):
     GROUPS = enum.auto()
     #: One job may stand for many equal ones.
     ARRAYS = enum.auto()
+    #: Jobs run in an image that may have been built from their code.
+    IMAGES = enum.auto()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +73,13 @@ class Topology:
 
     nodes: int = 1
     procs_per_node: int = 1
+    #: Where the first node is; empty where nobody knows.
     head_address: str = "localhost"
     node_rank: str = "0"
+    #: The port to meet at there; empty for the launcher's own.
+    head_port: str = ""
+    #: Which of its node's processes it is, where the backend itself starts several on each; else empty.
+    local_rank: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +114,9 @@ class JobSpec:
     token: str
     #: Jobs that must succeed first, for backends with `Capability.DEPENDENCIES`.
     depends_on: tuple[JobHandle, ...] = ()
+    #: What is recorded of the package of its code, with its files' folder as `code`; None where code is used
+    #: as it lies, and in a dry run, where nothing is packaged.
+    package: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,7 +86,8 @@ class LocalExecutor(Executor):
         return Topology(
             nodes=self.nodes,
             procs_per_node=self.ntasks_per_node,
-            head_address=os.environ.get("MASTER_ADDR", "localhost"),
+            head_address=os.environ.get("MASTER_ADDR", "localhost" if self.nodes == 1 else ""),
+            head_port=os.environ.get("MASTER_PORT", ""),
             node_rank=os.environ.get("NODE_RANK", os.environ.get("SLURM_NODEID", "0")),
         )
 

@@ -104,7 +104,7 @@ class TorchXExecutor(Executor):
                     field_name, f"has no means for {field_name}; leave it out, or see what cfg takes"
                 )
         role = spec.app.roles[0]
-        ours = any(str(spec.job_dir) in word for word in role.args) or (spec.job_dir / "code").is_dir()
+        ours = any(str(spec.job_dir) in word for word in role.args) or self.packager.moves_code
         if ours and not self.shares_files():
             mend = "run a command that is in the image, or give shared_files=True where they do"
             raise self._unable("shared_files", f"runs jobs that do not find this machine's files; {mend}")
