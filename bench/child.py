@@ -114,7 +114,7 @@ def add(count: int) -> dict[str, Any]:
         lambda: [experiment.add(run.Partial(noop.noop, at), name=f"job_{at}") for at in range(count)]
     )
     trees = experiment._check(False)
-    written = measure.seconds(lambda: experiment._create(trees))
+    written = measure.seconds(lambda: experiment._create(trees, {}))
     return {"add": added, "write": written}
 
 

@@ -118,7 +118,7 @@ def top_level(folder: Path) -> Path:
             raise
         raise PackagingError(
             f"{str(folder)!r} is not in a git repository; launch from inside one, give its path as basepath,"
-            " or use run.PatternPackager, which needs none"
+            " use run.PatternPackager, which needs none, or run.Packager() where no code has to travel"
         ) from exc
     return Path(found)
 
