@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 TYPE_CHECKING = False  # `typing` itself takes as long to import as Python takes to start
 if TYPE_CHECKING:
@@ -49,12 +50,20 @@ def start_time(pid: int) -> str | None:
 
 
 def end_orphans(job_dir: str) -> None:
-    """End what a killed supervisor left behind: processes with the job's folder in their environment."""
-    for pid in _processes_with(f"NEMORUN_JOB_DIR={job_dir}"):
-        try:
-            os.kill(pid, 9)
-        except (ProcessLookupError, PermissionError):
-            continue
+    """End what a killed supervisor left behind: processes with the job's folder in their environment.
+
+    Again until none is found: they may be starting others meanwhile. One that cannot be ended is given up.
+    """
+    for _ in range(100):
+        pids = _processes_with(f"NEMORUN_JOB_DIR={job_dir}")
+        for pid in pids:
+            try:
+                os.kill(pid, 9)
+            except (ProcessLookupError, PermissionError):
+                continue
+        if not pids:
+            return
+        time.sleep(0.01)
 
 
 def _processes_with(variable: str) -> list[int]:
