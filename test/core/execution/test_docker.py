@@ -192,7 +192,7 @@ class TestFields:
             "10.1.2.3        there",
         ]
         with pytest.raises(JobFailedError, match="unexpected keyword argument"):
-            value(run.Partial(print), additional_kwargs={"hostnam": "x"})
+            value(run.Script(inline="true"), additional_kwargs={"hostnam": "x"})
 
     def test_host_namespaces_healthchecks_and_rights(self, home: Path, containers: Containers) -> None:
         healthcheck = {"test": ["CMD", "true"], "interval": 10**9}
