@@ -24,8 +24,9 @@ def main() -> None:
     from containers import containers
     from groups import GROUPS, QUICK, Sizes
     from packages import packages
+    from ssh import ssh
 
-    GROUPS["packages"], GROUPS["containers"] = packages, containers
+    GROUPS["packages"], GROUPS["containers"], GROUPS["ssh"] = packages, containers, ssh
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small counts, to see that it runs")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=GROUPS, default=list(GROUPS))

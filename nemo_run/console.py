@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -245,6 +246,33 @@ def _nemo() -> str:
     if found and os.path.samefile(found, ours):
         return "nemo"
     return shlex.quote(str(ours.relative_to(here) if ours.is_relative_to(here) else ours))
+
+
+@contextmanager
+def people() -> Iterator[None]:
+    """While this lasts, what machines want to know of a person (a password, a key) is asked on our terminal.
+
+    Without a terminal nobody is asked.
+    """
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        yield
+        return
+    from nemo_run.core.tunnel.asking import asking
+
+    with asking(_answer):
+        yield
+
+
+def _answer(prompt: str, *, secret: bool) -> str | None:
+    try:
+        if secret:
+            import getpass
+
+            return getpass.getpass(prompt) or None
+        print(prompt, end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip() or None
+    except EOFError:
+        return None
 
 
 def ask_what_becomes(count: int) -> str:

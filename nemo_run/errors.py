@@ -8,7 +8,7 @@ NemoRunError
 ├─ MissingDependencyError     (also ImportError) the pip line that mends it
 ├─ StoreError                 a record or folder under NEMORUN_HOME that cannot be read or written
 ├─ PackagingError
-├─ TunnelError
+├─ TunnelError                .ran .result
 │  ├─ AuthenticationError
 │  └─ HostKeyError
 ├─ SubmitError                .output
@@ -73,7 +73,16 @@ class PackagingError(NemoRunError):
 
 
 class TunnelError(NemoRunError):
-    """A remote machine could not be reached or refused a command."""
+    """A machine could not be reached, or a command there failed.
+
+    `ran` says whether the command was carried out: False if it certainly was not, True if it was and failed
+    (then `result` holds what it printed), None where nobody can say because the connection was cut.
+    """
+
+    def __init__(self, message: str, *, ran: bool | None = False, result: Any = None) -> None:
+        super().__init__(message)
+        self.ran = ran
+        self.result = result
 
 
 class AuthenticationError(TunnelError):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from dockers import Containers, skip_without_engine, stop_keepers
+from slurms import Cluster, running_cluster
+from sshds import Sshd, running_sshd
 
 
 @pytest.fixture
@@ -36,3 +38,48 @@ def containers(engine: None, tmp_path: Path) -> Iterator[Containers]:
         stop_keepers(tmp_path)
         found.remove()
         client.close()
+
+
+@pytest.fixture(scope="session")
+def _accounted_cluster() -> Iterator[Cluster]:
+    with running_cluster(accounting=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def _bare_cluster() -> Iterator[Cluster]:
+    with running_cluster(accounting=False) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(_accounted_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A Slurm of four idle nodes with accounting, which Slurm's commands find."""
+    yield from _lend(_accounted_cluster, monkeypatch)
+
+
+@pytest.fixture
+def bare_slurm(_bare_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """The same without accounting."""
+    yield from _lend(_bare_cluster, monkeypatch)
+
+
+def _lend(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
+    yield cluster
+    cluster.clear()
+
+
+@pytest.fixture
+def sshd(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
+    """An sshd of the test's own; with `slurm` or `bare_slurm` beside it, the login node of that cluster.
+
+    HOME is a folder in which the server's key is known.
+    """
+    for name in ("slurm", "bare_slurm"):
+        if name in request.fixturenames:
+            request.getfixturevalue(name)
+    with running_sshd() as server:
+        monkeypatch.setenv("HOME", str(server.home))
+        monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+        yield server

@@ -40,6 +40,10 @@ DONE = "<<test_docs: exit code"
 NEEDS = {"use-torchrun": "torch"}
 #: Pages whose commands need a Docker Engine.
 ENGINE = {"build-images-from-code", "run-in-containers"}
+#: Pages whose commands need a machine `cluster` that is reached over SSH.
+SSHD = {"connect-over-ssh"}
+#: Pages whose commands need a Slurm cluster.
+SLURM = {"run-on-slurm"}
 
 
 class Block(NamedTuple):
@@ -137,12 +141,16 @@ def run_commands(shown: list[Command], folder: Path, home: Path) -> Iterator[tup
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_document_does_what_it_says(path: Path, tmp_path: Path) -> None:
+def test_a_document_does_what_it_says(path: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     needed = NEEDS.get(path.stem, "sys")
     if find_spec(needed) is None and "CI" not in os.environ:
         pytest.skip(f"{needed} is not installed: pip install {needed}")
     if path.stem in ENGINE:
         skip_without_engine()
+    if path.stem in SSHD:
+        request.getfixturevalue("sshd").call("cluster")
+    if path.stem in SLURM:
+        request.getfixturevalue("slurm")
     name, found = path.relative_to(ROOT), blocks(path.read_text(encoding="utf-8"))
     home, folder = tmp_path / "home", tmp_path / "work"
     folder.mkdir()

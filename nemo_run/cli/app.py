@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import typer
 
 from nemo_run.cli import experiment
@@ -29,8 +31,12 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _nemo(
+    ctx: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
     ),
 ) -> None:
-    pass
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        from nemo_run.console import people
+
+        ctx.with_resource(people())

@@ -214,6 +214,7 @@ class Experiment:
 
     # --- running ----------------------------------------------------------------------------------------
 
+    @console.people()
     def run(
         self, sequential: bool = False, detach: bool = False, tail_logs: bool = False, direct: bool = False
     ) -> dict[str, Any]:
@@ -338,6 +339,7 @@ class Experiment:
 
     # --- looking ----------------------------------------------------------------------------------------
 
+    @console.people()
     def status(self, return_dict: bool = False) -> Status:
         """How the jobs are doing, from any process.
 
@@ -365,6 +367,7 @@ class Experiment:
             }
         return status
 
+    @console.people()
     def logs(self, job_id: str, regex: str | None = None, follow: bool = False) -> None:
         """Print what a job has printed, without the values of its secrets.
 
@@ -380,10 +383,12 @@ class Experiment:
         for role, line in look.read_job_logs(self._open(), entry, regex=regex, follow=follow):
             print(line if len(entry.roles) == 1 else f"{role} │ {line}")
 
+    @console.people()
     def cancel(self, job_id: str | None = None) -> None:
         """Ask a job, or all of them, to end; it does not wait, and is harmless when they have."""
         look.cancel(self._open(), None if job_id is None else [job_id])
 
+    @console.people()
     def wait(self) -> dict[str, Any]:
         """Wait for the jobs; submits what the process that launched them did not come to, if it is gone.
 

@@ -1,0 +1,1 @@
+"""How commands and files reach the machine that submits: from here, or over SSH."""
