@@ -215,7 +215,8 @@ class Cluster:
             "mariadb-install-db", "--no-defaults", data, "--auth-root-authentication-method=normal",
             "--skip-test-db", *(["--user=root"] if os.geteuid() == 0 else []),
         ]  # fmt: skip
-        subprocess.run(install, check=True, capture_output=True)
+        # Several of them at once, and one is killed by SIGSEGV now and then.
+        until(lambda: subprocess.run(install, capture_output=True).returncode == 0)
         self.database.start()
         client = ["--no-defaults", "--user=root", socket]
         until(lambda: subprocess.run(["mariadb-admin", *client, "ping"], capture_output=True).returncode == 0)

@@ -163,15 +163,63 @@ RUN_HERE = {
     ),
 }
 
+#: Makes the folder a repository, as that of whoever reads on would be.
+REPOSITORY = """
+import subprocess
+subprocess.run(["git", "init", "-q", "."], check=True)
+subprocess.run(["git", "add", "script.py"], check=True)
+me = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+subprocess.run(["git", *me, "commit", "-qm", "a script"], check=True)
+"""
+#: The same for snippets with jobs on Slurm; those that run them need a cluster.
+RUN_HERE |= {
+    (PATTERN, "Slurm Executor"): Snippet(
+        before=REPOSITORY,
+        after="run.Experiment(task=my_training_function, executor=slurm_executor).dryrun()",
+        prints=(
+            "--partition=gpu\n", "--nodes=2\n", "--ntasks-per-node=1\n", "--cpus-per-task=8\n",
+            "--gpus-per-node=4\n", "--time=24:00:00\n", "--account=my_account\n",
+            "--chdir=/scratch/experiments ",
+        ),
+    ),
+    (PATTERN, "Distributed Execution"): Snippet(
+        before=REPOSITORY + "distributed_training_function = my_training_function",
+        after="experiment.dryrun()",
+        prints=("--nodes=4\n", "--gpus-per-node=8\n", "--partition=gpu\n"),
+    ),
+    (PATTERN, "Conditional Execution"): Snippet(
+        before=REPOSITORY, after="experiment.dryrun()", prints=("--partition=gpu\n",)
+    ),
+    (PATTERN, "1. Choose the Right Executor"): Snippet(
+        before=REPOSITORY,
+        after="run.Experiment(task=my_training_function, executor=prod_executor).dryrun()",
+        prints=("--nodes=8\n", "--gpus-per-node=8\n", "--time=48:00:00\n"),
+    ),
+    (PATTERN, "Integration with Experiments"): Snippet(
+        before=REPOSITORY,
+        prints=(
+            "Experiment status: distributed_training: SUCCEEDED\n",
+            "Training completed: {'distributed_training': 'trained'}\n",
+        ),
+    ),
+    (EXECUTION, "SlurmExecutor"): Snippet(
+        before="""
+            from nemo_run import GitArchivePackager
+
+            DEFAULT_IMAGE = "nvcr.io/nvidia/nemo:24.07"
+            common_envs = lambda: {"A": "b"}
+            mounts_for_your_hubs = lambda: ["/data:/data"]
+            your_slurm_cluster = lambda **fields: fields
+        """,
+        after="your_slurm_executor(nodes=8, container_image='your-nemo-image'); print('made')",
+        prints=("made\n",),
+    ),
+}  # fmt: skip
+ON_A_CLUSTER = {(PATTERN, "Integration with Experiments")}
+
 #: Snippets for which a class is still to come, and the one that they wait for.
 WAITING = {
-    (PATTERN, "Slurm Executor"): "SlurmExecutor",
     (PATTERN, "SkyPilot Executor"): "SkypilotExecutor",
-    (PATTERN, "Distributed Execution"): "SlurmExecutor",
-    (PATTERN, "Conditional Execution"): "SlurmExecutor",
-    (PATTERN, "1. Choose the Right Executor"): "SlurmExecutor",
-    (PATTERN, "Integration with Experiments"): "SlurmExecutor",
-    (EXECUTION, "SlurmExecutor"): "SlurmExecutor",
     (EXECUTION, "SkypilotExecutor"): "SkypilotExecutor",
 }
 
@@ -209,7 +257,11 @@ def test_a_snippet_that_waits_names_the_class_it_waits_for(where: tuple[str, str
 
 
 @pytest.mark.parametrize("where", RUN_HERE, ids=lambda where: where[1])
-def test_a_snippet_does_what_the_document_says(where: tuple[str, str], tmp_path: Path) -> None:
+def test_a_snippet_does_what_the_document_says(
+    where: tuple[str, str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if where in ON_A_CLUSTER:
+        request.getfixturevalue("slurm")
     before, after, prints = RUN_HERE[where]
     printed = run_script(tmp_path, READERS_TASKS, before, snippets(where[0])[where], after)
     for words in prints:
