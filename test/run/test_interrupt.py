@@ -255,7 +255,7 @@ def test_a_second_interrupt_while_a_stubborn_job_is_ending_ends_at_once(scene: S
     terminal.type("c\n")
     until(lambda: "asked" in lines(scene.trace), "the job is asked to end")
     terminal.type(CTRL_C)
-    assert terminal.end(8) in INTERRUPTED
+    assert terminal.end(8) in INTERRUPTED, terminal.shown
 
 
 # --- other ends of a launcher ---------------------------------------------------------------------------
