@@ -31,13 +31,9 @@ _INHERITED = ("Umask", "Uid", "Gid", "Groups", "SigBlk", "SigIgn", "Cap", "NoNew
 
 
 class ForkServer:
-    """A process that forks supervisors, as the launcher sees it.
+    """A process that forks supervisors, as the launcher sees it; it serves until nobody holds it."""
 
-    Args:
-        inherited: What `inherited()` says; a server serves as long as that is still so.
-    """
-
-    def __init__(self, inherited: object) -> None:
+    def __init__(self) -> None:
         import socket
         import subprocess
         import threading

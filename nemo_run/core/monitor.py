@@ -23,7 +23,7 @@ def watch(supervisor: int, job_dir: str, request: dict[str, Any]) -> bool:
     while os.getppid() == supervisor:
         now = time.monotonic()
         if record and now >= next_sample:
-            _append(os.path.join(job_dir, "resources.jsonl"), processes.sample() | gpus())
+            append_sample(os.path.join(job_dir, "resources.jsonl"), processes.sample() | gpus())
             next_sample = now + SAMPLE_INTERVAL
         if limit and (used := processes.memory(limit)) > limit:
             with open(os.path.join(job_dir, "memory.txt"), "w") as file:
@@ -108,7 +108,7 @@ def _bytes(process: psutil.Process, kind: str) -> int:
         return 0
 
 
-def _append(path: str, record: dict[str, Any]) -> None:
+def append_sample(path: str, record: dict[str, Any]) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(fd, "w") as file:
         file.write(json.dumps(record) + "\n")

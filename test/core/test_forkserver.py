@@ -130,7 +130,7 @@ def test_sigterm_before_the_claim_starts_nothing(home: Path, tmp_path: Path) -> 
     plan = prepare(run.Script(inline=f"touch {tmp_path}/started"), run.LocalExecutor())
     source, sink = os.pipe()
     with os.fdopen(source, "rb") as request, os.fdopen(sink, "wb"):
-        pid = ForkServer(None).start(str(plan.spec.job_dir), request)
+        pid = ForkServer().start(str(plan.spec.job_dir), request)
         os.kill(pid, signal.SIGTERM)
         wait_until(lambda: start_time(pid) is None, "it has ended")
     data = {"job_dir": str(plan.spec.job_dir), "pid": str(pid), "start_time": "1", "host": local.this_host()}
@@ -143,7 +143,7 @@ def test_what_a_supervisor_has_to_say_before_it_claims_is_told(home: Path, tmp_p
     plan = prepare(run.Script(inline=":"), run.LocalExecutor())
     (tmp_path / "request").write_bytes(b"?")
     with (tmp_path / "request").open("rb") as request:
-        pid = ForkServer(None).start(str(plan.spec.job_dir), request)
+        pid = ForkServer().start(str(plan.spec.job_dir), request)
     wait_until(lambda: start_time(pid) is None, "it has ended")
     data = {"job_dir": str(plan.spec.job_dir), "pid": str(pid), "start_time": "1", "host": local.this_host()}
     status = local.status(JobHandle(executor="x", id=plan.spec.token, data=data))

@@ -52,7 +52,7 @@ def _build(engine: Engine, image: Image, log: Path) -> None:
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open(log, "w", opener=runner.private, encoding="utf-8"))
         context = stack.enter_context(tempfile.TemporaryFile())
-        write_context(image, context)
+        write_context(image.context, image.dockerfile, context)
         context.seek(0)
         try:
             for text in output.read(engine.build(context, dockerfile=_DOCKERFILE, tag=image.tag)):
@@ -122,7 +122,7 @@ def _instructions(dockerfile: str) -> Iterator[tuple[int, str]]:
         continued = line.rstrip().endswith("\\")
 
 
-def write_context(image: Image, file: IO[bytes]) -> None:
+def write_context(code: Path, dockerfile: str, file: IO[bytes]) -> None:
     """What a build may copy from, as a tar that is the same for the same files.
 
     Everybody may read and write them: as whom tasks run in the image is not known when it is built.
@@ -134,11 +134,10 @@ def write_context(image: Image, file: IO[bytes]) -> None:
         member.mode = 0o777 if member.isdir() or member.mode & 0o100 else 0o666
         return member
 
-    assert image.context
-    added = {_DOCKERFILE: image.dockerfile, ".dockerignore": f"{_DOCKERFILE}\n.dockerignore\n"}
+    added = {_DOCKERFILE: dockerfile, ".dockerignore": f"{_DOCKERFILE}\n.dockerignore\n"}
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for name in sorted(os.listdir(image.context)):
-            archive.add(image.context / name, name, filter=plain)
+        for name in sorted(os.listdir(code)):
+            archive.add(code / name, name, filter=plain)
             added.pop(name, None)
         for name, text in added.items():
             member = tarfile.TarInfo(name)

@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from nemo_run.core import runner
 from nemo_run.core.execution.base import TERMINAL, AppState, JobStatus
@@ -331,8 +331,7 @@ class DockerJob:
         keeper = {"pid": process.pid, "start_time": start_time(process.pid), "host": this_host()}
         runner.write(str(self.job_dir / "keeper.json"), json.dumps(keeper))
         threading.Thread(target=process.wait, daemon=True).start()  # so that no zombie of it stays
-        assert process.stdin
-        with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
+        with contextlib.suppress(BrokenPipeError), cast("IO[bytes]", process.stdin) as stdin:
             stdin.write(json.dumps([str(self.job_dir), self._values]).encode())
 
     def keep(self) -> None:
@@ -642,7 +641,7 @@ class _Usage:
 
     def sample(self, engine: Engine, record: Record, job_dir: Path) -> None:
         """Append a line to `resources.jsonl`, in the words of `core/monitor.py`."""
-        from nemo_run.core.monitor import _append
+        from nemo_run.core.monitor import append_sample
 
         names = [container_name(record, role) for role in record["request"]["roles"]]
         used = [stats for name in names if (stats := engine.stats(name)).get("pids_stats", {}).get("current")]
@@ -654,7 +653,7 @@ class _Usage:
         percent = max(0.0, (cpu - cpu_then) / 1e9 / max(now - then, 1e-3) * 100)
         sample = {"time": now, "processes": sum(stats["pids_stats"]["current"] for stats in used)}
         sample |= {"cpu_percent": round(percent, 1), "rss_bytes": sum(map(_resident, used))}
-        _append(str(job_dir / "resources.jsonl"), sample)
+        append_sample(str(job_dir / "resources.jsonl"), sample)
 
 
 def _resident(stats: Record) -> int:

@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
 #: A process does not change its host, and every look at a job asks.
 this_host = functools.cache(_this_host)
-#: The latest server, which serves until something that its forks would inherit has changed.
-_fork_server = functools.lru_cache(maxsize=1)(ForkServer)
 #: Seconds between SIGTERM and SIGKILL.
 GRACE = 10.0
 #: Settings that hold for a job as a whole, so that all members of a group must agree on them.
@@ -209,6 +207,12 @@ def _fork_supervisor(job_dir: str, request: IO[bytes]) -> int | None:
             except OSError:
                 _fork_server.cache_clear()
     return None
+
+
+@functools.lru_cache(maxsize=1)
+def _fork_server(inherited: object) -> ForkServer:
+    """The latest server, until something that its forks would inherit has changed."""
+    return ForkServer()
 
 
 def _start_supervisor(job_dir: str, request: IO[bytes]) -> int:

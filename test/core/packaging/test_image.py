@@ -11,7 +11,6 @@ import pytest
 
 import nemo_run as run
 from nemo_run.core.execution.docker_build import write_context
-from nemo_run.core.packaging.image import Image
 from nemo_run.errors import ConfigError, UnsupportedError
 
 PACKAGE = {"key": "k" * 64, "tree": "0123456789abcdef"}
@@ -97,7 +96,7 @@ def test_equal_files_make_equal_contexts_and_everybody_may_write_there(tmp_path:
         (code / "run.sh").chmod(0o700)
         (code / "link").symlink_to("run.sh")
         file = io.BytesIO()
-        write_context(Image(tag="a:1", dockerfile="FROM a\n", context=code), file)
+        write_context(code, "FROM a\n", file)
         contexts.append(file.getvalue())
     assert contexts[0] == contexts[1]
     with tarfile.open(fileobj=io.BytesIO(contexts[0])) as archive:
