@@ -109,6 +109,7 @@ def _bytes(process: psutil.Process, kind: str) -> int:
 
 
 def append_sample(path: str, record: dict[str, Any]) -> None:
+    """Add one sample to a file of them, a line each."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(fd, "w") as file:
         file.write(json.dumps(record) + "\n")

@@ -30,6 +30,7 @@ def make_spec(
     *,
     attempt: int = 1,
     depends_on: tuple[JobHandle, ...] = (),
+    after: tuple[str, ...] = (),
     package: Mapping[str, Any] | None = None,
 ) -> JobSpec:
     """One submission of a job.
@@ -41,6 +42,7 @@ def make_spec(
         experiment_dir: Its folder.
         attempt: Counts submissions of the same job.
         depends_on: For backends that start a job after others themselves.
+        after: Likewise, ids of those that are submitted together with it.
         package: What is recorded of the package of its code, if there is one already.
 
     Raises:
@@ -55,6 +57,7 @@ def make_spec(
         job_dir=job_dir,
         token=make_token(experiment.id, job.id, attempt),
         depends_on=depends_on,
+        after=after,
         package=package,
     )
 
@@ -165,12 +168,13 @@ def _common_env(experiment: ExperimentRecord, executor: Executor, job_dir: Path)
 
 def _workdir(executor: Executor, experiment: ExperimentRecord, job_dir: Path) -> str:
     """`working_dir` against the packaged code, or against the launching folder where that is used itself."""
-    if not executor.shares_files():
-        folder = executor.rundir(job_dir)
-        folder = executor.packager.code_dir(folder) if executor.packager.moves_code else folder
-        return str(folder / (executor.working_dir or ""))
-    code = executor.rundir(job_dir) / "code" if executor.packager.moves_code else experiment.cwd
-    return os.path.join(code, os.path.expanduser(executor.working_dir or "")).rstrip("/") or "/"
+    here, folder, given = executor.shares_files(), executor.rundir(job_dir), executor.working_dir or ""
+    if executor.packager.moves_code:
+        folder = executor.packager.code_dir(folder)
+    elif here:
+        folder = Path(experiment.cwd)
+    # Another machine has another home.
+    return os.path.join(folder, os.path.expanduser(given) if here else given).rstrip("/") or "/"
 
 
 def _python_path(

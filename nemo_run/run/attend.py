@@ -53,10 +53,11 @@ def attend(
 @contextlib.contextmanager
 def _shown(dispatcher: dispatch.Dispatcher, tail_logs: bool, quiet: bool) -> Iterator[None]:
     """Meanwhile show how the jobs do, and print the logs of those that are tailed."""
-    store, jobs = dispatcher.store, dispatcher.jobs
+    ledger = dispatcher.ledger
+    store, jobs = ledger.store, ledger.jobs
     tails = {job.id: Tail(job.id) for job in jobs.values() if tail_logs or job.tail_logs}
-    title = dispatcher.experiment.title
-    with console.Progress(title, dispatcher.records, store.path, quiet=quiet or bool(tails)) as progress:
+    title = ledger.experiment.title
+    with console.Progress(title, ledger.records, store.path, quiet=quiet or bool(tails)) as progress:
 
         def on_change(record: JobRecord) -> None:
             progress.update(record)
@@ -64,7 +65,7 @@ def _shown(dispatcher: dispatch.Dispatcher, tail_logs: bool, quiet: bool) -> Ite
                 job = jobs[record.id]
                 tail.start(job.executors[0], record.handle, job.roles, look.secret_values(job.executors))
 
-        dispatcher.on_change = on_change
+        ledger.on_change = on_change
         yield
         for tail in tails.values():
             tail.finish()

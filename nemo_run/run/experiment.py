@@ -244,6 +244,7 @@ class Experiment:
         check_secrets(self.jobs)
         if not direct:
             check_launchers(self.jobs)
+            self._connect()
         for before, job in zip(self.jobs, self.jobs[1:], strict=False) if sequential else ():
             job.dependencies = [before.id]
         packages = {} if direct else take_packages(self.jobs, Path.cwd(), self.base_dir)
@@ -287,10 +288,18 @@ class Experiment:
             pass
         return trees
 
+    def _connect(self) -> None:
+        """Reach each cluster, before anything is written or shown: a person may be asked for a password."""
+        executors = [job.executors[0] for job in self.jobs]
+        for executor in {(type(each), each.cluster()): each for each in executors}.values():
+            executor.connect()
+
     def _plans(self, trees: Mapping[str, Any]) -> Iterator[tuple[Job, Plan]]:
         record = self._record()
         for job in self.jobs:
-            yield job, job.executors[0].plan(make_spec(job, trees[job.id], record, self.path))
+            executor = job.executors[0]
+            after = tuple(job.dependencies) if Capability.DEPENDENCIES in executor.capabilities else ()
+            yield job, executor.plan(make_spec(job, trees[job.id], record, self.path, after=after))
 
     def _record(self) -> ExperimentRecord:
         return launch_record(self.id, self.title, self.jobs)

@@ -25,7 +25,7 @@ from nemo_run.core.execution.checks import (
 )
 from nemo_run.core.execution.launcher import Launcher, get_launcher
 from nemo_run.core.packaging.base import Packager
-from nemo_run.errors import ConfigError
+from nemo_run.errors import ConfigError, NemoRunError
 
 if TYPE_CHECKING:
     from torchx.specs import AppDef
@@ -114,6 +114,8 @@ class JobSpec:
     token: str
     #: Jobs that must succeed first, for backends with `Capability.DEPENDENCIES`.
     depends_on: tuple[JobHandle, ...] = ()
+    #: Ids of further ones that are submitted just before it, together with it.
+    after: tuple[str, ...] = ()
     #: What is recorded of the package of its code, with its files' folder as `code`; None where code is used
     #: as it lies, and in a dry run, where nothing is packaged.
     package: Mapping[str, Any] | None = None
@@ -180,6 +182,8 @@ class Executor:
     remote: ClassVar[bool] = False
     #: How many submissions at once are worth their threads; starting a process here is not.
     submit_workers: ClassVar[int] = 1
+    #: How many jobs `submit_many` is given at most.
+    submit_batch: ClassVar[int] = 1
     #: Shortest and longest pause between two looks at this backend's jobs, in seconds.
     poll_interval: ClassVar[tuple[float, float]] = (0.02, 0.25)
     #: Seconds for which a job may be UNKNOWN before nobody waits for it any longer.
@@ -220,6 +224,10 @@ class Executor:
     def nproc_per_node(self) -> int:
         """How many processes a launcher starts on each."""
         return 1
+
+    def replicas(self) -> Sequence[int]:
+        """The numbers of a role's logs: one log of all its processes, unless the backend keeps them apart."""
+        return (0,)
 
     def topology(self) -> Topology:
         """What launchers need to know."""
@@ -278,6 +286,30 @@ class Executor:
         from nemo_run.core.execution import local
 
         return local.submit(plan, class_name(type(self)))
+
+    def connect(self) -> None:
+        """Be able to submit, so that whatever a person must be asked is asked before anything is written.
+
+        Raises:
+            NemoRunError: it cannot be reached, or refuses us.
+        """
+
+    def prepare(self, plans: Sequence[Plan]) -> None:
+        """Send ahead what these jobs need, for all of them at once; nothing is started.
+
+        It comes before `submit_many`, where `submit_batch` is more than 1.
+
+        Raises:
+            NemoRunError: something is not as these jobs need it, and none of them is to be submitted.
+        """
+
+    def submit_many(self, plans: Sequence[Plan]) -> list[JobHandle | NemoRunError]:
+        """Submit several jobs in few round trips: for each its handle, or why it has none.
+
+        Raises:
+            NemoRunError: it is unknown what became of them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} submits one job at a time")
 
     def find(self, token: str) -> JobHandle | None:
         """The job of an earlier submission with this token, if it arrived."""

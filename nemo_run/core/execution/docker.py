@@ -333,37 +333,15 @@ def _plan_role(
     same_files: bool,
     folders: list[str],
 ) -> dict[str, Any]:
-    argv, env = [role.entrypoint, *role.args], dict(role.env)
     workdir = role.metadata["workdir"]
     if workdir.startswith(f"{RUNDIR}/"):  # else the Engine makes it, and it is root's
         folders.append(os.path.relpath(os.path.normpath(workdir), RUNDIR))
-    user = _user(executor, url)
-    if executor.user is None and not user.startswith("0:"):
-        env = {
-            "HOME": "/tmp",
-            "USER": os.environ.get("USER", "nemo_run"),
-        } | env  # as the image knows nobody of this number
-    if role.metadata["task"] is not None:  # the launching script, which it may be part of, imports nemo_run
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, (env.get("PYTHONPATH"), LIBRARY)))
-    untold = {name: value for name, value in env.items() if not _can_be_told(value)}
-    through_file = bool(untold) or not all(map(_can_be_told, argv))
-    start = None
-    if through_file:
-        untold |= {name: value for name, value in env.items() if isinstance(value, Expand)}
-        start = {
-            "argv": list(map(written, argv)),
-            "env": {name: written(value) for name, value in untold.items()},
-        }
-        argv = ["/bin/sh", START]
-    elif expands(argv, env):
-        argv = through_shell(argv, env)
-    build = _build(executor, spec)
+    user, build = _user(executor, url), _build(executor, spec)
+    argv, env, start = _start(role, nobody=executor.user is None and not user.startswith("0:"))
     kwargs = {
         "image": build["tag"] if build else executor.container_image,
         "command": [*_ONE_STREAM, *map(str, argv)],
-        "environment": {
-            name: v for name, v in env.items() if name not in untold and not isinstance(v, Expand)
-        },
+        "environment": env,
         "working_dir": workdir,
         "user": user,
         "init": True,
@@ -384,6 +362,25 @@ def _plan_role(
     if binds:
         kwargs["volumes"] = binds
     return {"name": role.name, "kwargs": kwargs | given, "start": start, "build": build}
+
+
+def _start(role: Role, *, nobody: bool) -> tuple[list[str], dict[str, Any], dict[str, Any] | None]:
+    """What an Engine is told to start, in which environment, and what a file has to say instead of it.
+
+    Args:
+        role: What is to be started.
+        nobody: Whether the image may know nobody of the user's number.
+    """
+    argv, env = [role.entrypoint, *role.args], dict(role.env)
+    if nobody:
+        env = {"HOME": "/tmp", "USER": os.environ.get("USER", "nemo_run")} | env
+    if role.metadata["task"] is not None:  # the launching script, which it may be part of, imports nemo_run
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, (env.get("PYTHONPATH"), LIBRARY)))
+    told = {n: v for n, v in env.items() if _can_be_told(v) and not isinstance(v, Expand)}
+    if all(map(_can_be_told, (*env.values(), *argv))):
+        return (through_shell(argv, env) if expands(argv, env) else argv), told, None
+    untold = {name: written(value) for name, value in env.items() if name not in told}
+    return ["/bin/sh", START], told, {"argv": list(map(written, argv)), "env": untold}
 
 
 def _build(executor: DockerExecutor, spec: JobSpec) -> dict[str, Any] | None:

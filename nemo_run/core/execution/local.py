@@ -29,7 +29,7 @@ from nemo_run.core.execution.base import (
     Plan,
     Topology,
 )
-from nemo_run.core.execution.checks import check_count, parse_bytes
+from nemo_run.core.execution.checks import check_count, check_whole_job, parse_bytes
 from nemo_run.core.forkserver import ForkServer, inherited
 from nemo_run.core.logfile import read_lines
 from nemo_run.core.masking import worth_masking
@@ -99,16 +99,8 @@ class LocalExecutor(Executor):
 
 def plan(spec: JobSpec) -> Plan:
     """The request for a supervisor, and the same as a script a person could run."""
+    check_whole_job(spec, _WHOLE_JOB)
     first = spec.members[0]
-    for member in spec.members[1:]:
-        for name in _WHOLE_JOB:
-            if getattr(member, name) != getattr(first, name):
-                raise UnsupportedError(
-                    f"members of group {spec.id!r} differ in {name!r}, which holds for the group as a whole;"
-                    " give them the same value",
-                    executor=type(first).__name__,
-                    capability=name,
-                )
     roles = [_plan_role(role, member) for role, member in zip(spec.app.roles, spec.members, strict=True)]
     request = {
         "token": spec.token,

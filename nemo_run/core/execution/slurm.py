@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from nemo_run.core import runner
-from nemo_run.core.execution import slurm_job
+from nemo_run.core.execution import slurm_check, slurm_home, slurm_job, slurm_logs, slurm_submit
 from nemo_run.core.execution.base import (
     Capability,
     Executor,
@@ -30,6 +30,7 @@ from nemo_run.core.execution.launcher import SlurmRay, get_launcher
 from nemo_run.core.execution.slurm_script import (
     LIBRARY,
     RUNDIR,
+    dependency,
     environment,
     remote_path,
     render_sbatch,
@@ -41,7 +42,7 @@ from nemo_run.core.packaging.base import Packager
 from nemo_run.core.packaging.git import GitArchivePackager
 from nemo_run.core.tunnel.base import Tunnel
 from nemo_run.core.tunnel.local import LocalTunnel
-from nemo_run.errors import ConfigError, UnsupportedError
+from nemo_run.errors import ConfigError, NemoRunError, UnsupportedError
 from nemo_run.shell import Expand
 
 logger = logging.getLogger(__name__)
@@ -207,6 +208,8 @@ class SlurmExecutor(Executor):
     remote: ClassVar[bool] = True
     #: A controller does best when asked by one at a time.
     submit_workers: ClassVar[int] = 1
+    #: One command for so many, so that the first numbers are known before the last job is submitted.
+    submit_batch: ClassVar[int] = 50
     #: Ends are seen in the jobs' own folders; the controller is asked less and less often.
     poll_interval: ClassVar[tuple[float, float]] = (0.5, 15.0)
 
@@ -332,11 +335,11 @@ class SlurmExecutor(Executor):
     def library(self) -> str:
         """Where this nemo_run lies on the cluster."""
         if isinstance(self.tunnel, LocalTunnel):
-            return str(slurm_job.PACKAGE)
+            return str(slurm_submit.PACKAGE)
         return f"{self._library_folder()}/nemo_run"
 
     def _library_folder(self) -> str:
-        return f"{self.tunnel.job_dir}/{slurm_job.SHARED}/library/{slurm_job.library_name()}"
+        return f"{self.tunnel.job_dir}/{slurm_submit.SHARED}/library/{slurm_submit.library_name()}"
 
     def runner_path(self) -> str:
         """This very nemo_run is there."""
@@ -353,8 +356,8 @@ class SlurmExecutor(Executor):
         return None
 
     def cluster(self) -> str:
-        """Who we are there."""
-        return self.tunnel.key
+        """Who we are there, and where experiments are."""
+        return ":".join(filter(None, (self.tunnel.key, self.tunnel.job_dir)))
 
     def info(self) -> str:
         """Nodes, partition and cluster."""
@@ -427,6 +430,8 @@ class SlurmExecutor(Executor):
             "folder": folder,
             "home": str(spec.job_dir),
             "base": self.tunnel.job_dir,
+            "dependency": dependency(spec),
+            "after": tuple(str(self.remote_dir(spec.job_dir.parent / name)) for name in spec.after),
             "log_folder": self.job_details.folder,
             "elsewhere": folder != str(spec.job_dir),
             "library": "" if isinstance(self.tunnel, LocalTunnel) else self._library_folder(),
@@ -435,19 +440,41 @@ class SlurmExecutor(Executor):
                 role.name: environment(role, member)  # type: ignore[arg-type]  # members are of one class
                 for role, member in zip(spec.app.roles, spec.members, strict=True)
             },
+            **slurm_check.needs(spec),
         }
+
+    def connect(self) -> None:
+        """Be logged in where jobs are submitted."""
+        self.tunnel.connect()
+
+    def prepare(self, plans: Sequence[Plan]) -> None:
+        """Their files in one upload, after the code that they share."""
+        slurm_submit.prepare(self.tunnel, [plan.request for plan in plans])
+
+    def submit_many(self, plans: Sequence[Plan]) -> list[JobHandle | NemoRunError]:
+        """One command that runs sbatch for each, once."""
+        outcomes = slurm_submit.submit(self.tunnel, [plan.request for plan in plans])
+        return [
+            outcome if isinstance(outcome, NemoRunError) else _handle(plan, outcome)
+            for plan, outcome in zip(plans, outcomes, strict=True)
+        ]
 
     def submit(self, plan: Plan) -> JobHandle:
         """Send its files, then the job, once."""
-        return self._handle(plan.spec.token, plan.spec.job_dir, slurm_job.submit(self.tunnel, plan.request))
+        self.prepare([plan])
+        [outcome] = self.submit_many([plan])
+        if isinstance(outcome, NemoRunError):
+            raise outcome
+        return outcome
 
     def find(self, token: str) -> JobHandle | None:
         """By what was noted on the cluster, and where that is nothing by the job's comment."""
         job_dir = Path(self.job_dir)
-        number = slurm_job.find(self.tunnel, str(self.remote_dir(job_dir)), token)
-        return None if number is None else self._handle(token, job_dir, number)
+        number = slurm_submit.find(self.tunnel, str(self.remote_dir(job_dir)), token)
+        return None if number is None else self.handle(token, job_dir, number)
 
-    def _handle(self, token: str, job_dir: Path, number: str) -> JobHandle:
+    def handle(self, token: str, job_dir: Path, number: str) -> JobHandle:
+        """What is kept of a job, once it has a number."""
         minutes = _minutes(self.walltime())
         data = {
             "job": number,
@@ -460,7 +487,9 @@ class SlurmExecutor(Executor):
 
     def status(self, handles: Sequence[JobHandle]) -> list[JobStatus]:
         """From the jobs' own words; for the others one squeue, and for those gone from there one sacct."""
-        return slurm_job.look(self.tunnel, handles) if handles else []
+        found = slurm_job.look(self.tunnel, handles) if handles else []
+        pairs = zip(handles, found, strict=True)
+        return [slurm_home.brought_home(self.tunnel, handle, status) for handle, status in pairs]
 
     def await_news(self, handles: Sequence[JobHandle], seconds: float) -> None:
         """Where the jobs' folders are here their ends are seen at once."""
@@ -476,7 +505,13 @@ class SlurmExecutor(Executor):
 
     def logs(self, handle: JobHandle, role: str, replica: int = 0, *, follow: bool = False) -> Iterator[str]:
         """From the cluster by offset; a replica is a rank, or a task of an array."""
-        return slurm_job.log_lines(self.tunnel, handle, role, replica, follow=follow)
+        return slurm_logs.log_lines(self.tunnel, handle, role, replica, follow=follow)
+
+
+def _handle(plan: Plan, number: str) -> JobHandle:
+    executor: Any = plan.spec.members[0]
+    handle: JobHandle = executor.handle(plan.spec.token, plan.spec.job_dir, number)
+    return handle
 
 
 @functools.lru_cache(maxsize=1000)

@@ -1,19 +1,17 @@
-"""Jobs of a Slurm cluster through a tunnel: sent, found again, looked at, read, ended, brought home."""
+"""Jobs of a Slurm cluster through a tunnel: looked at, from their own words and from Slurm's, and ended."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_run.core import runner
 from nemo_run.core.execution.base import TERMINAL, AppState, JobHandle, JobStatus
 from nemo_run.core.execution.slurm_queue import (
     NO_ACCOUNTING,
@@ -25,141 +23,12 @@ from nemo_run.core.execution.slurm_queue import (
     sacct,
     squeue,
 )
-from nemo_run.core.execution.slurm_script import environment_text
-from nemo_run.core.execution.slurm_scripts import (
-    Answer,
-    finding,
-    parse_finding,
-    parse_submitting,
-    submitting,
-)
 from nemo_run.core.tunnel.base import Tunnel
 from nemo_run.errors import SubmitError, TunnelError
 
 Record = dict[str, Any]
-#: This nemo_run, which jobs on other machines are sent.
-PACKAGE = Path(runner.__file__).parents[1]
-#: What every batch script reads.
-_HELPER = Path(__file__).with_name("slurm_job.sh")
-#: Below the folder of all experiments over there: what they share.
-SHARED = ".nemo_run"
 #: Seconds for which an answer of squeue is good enough, so that the controller is left in peace.
 _FRESH = 1.0
-#: Seconds between two looks at a log, and at a job whose log says nothing new.
-_LOG_PAUSE, _STATUS_PAUSE = (0.05, 1.0), 5.0
-#: Seconds after which a job that cannot be seen is no longer read.
-_LOST = 600.0
-#: Files of a job's folder here that a job elsewhere needs.
-_NEEDED = ("task.json", "configs", "scripts")
-#: What jobs leave behind.
-_LEFT = ("logs", "results", "artifacts")
-
-
-# --- sending --------------------------------------------------------------------------------------------
-
-
-def submit(tunnel: Tunnel, request: Record) -> str:
-    """Send a job's files and the job, unless it is there already; its number.
-
-    Raises:
-        SubmitError: Slurm refuses it.
-        TunnelError: it is unknown what became of it.
-    """
-    _send_files(tunnel, request)
-    job = request["folder"], request["token"]
-    answer = _submit(tunnel, job)
-    if answer.kind == "tried":
-        if number := find(tunnel, *job):
-            return number
-        answer = _submit(tunnel, job, again=True)
-    if answer.kind != "submitted":
-        words = answer.text or "sbatch said nothing"
-        raise SubmitError(f"Slurm refuses job {request['id']!r}: {words}", output=words)
-    return answer.text.partition(";")[0]
-
-
-def _submit(tunnel: Tunnel, job: tuple[str, str], *, again: bool = False) -> Answer:
-    script = submitting([job], again=again).encode(errors="surrogateescape")
-    result = tunnel.run(["sh", "-s"], stdin=script, check=False)
-    answers = parse_submitting(result.stdout)
-    return answers.get(0) or Answer("refused", result.said)
-
-
-def _send_files(tunnel: Tunnel, request: Record) -> None:
-    folder, home = request["folder"], Path(request["home"])
-    files = {
-        "sbatch.sh": request["script"].encode(errors="surrogateescape"),
-        "slurm_job.sh": _HELPER.read_bytes(),
-    }
-    for role, env in request["env"].items():
-        values = {name: value if isinstance(value, str) else value.resolve() for name, value in env.items()}
-        files[f"env/{role}.sh"] = environment_text(values).encode(errors="surrogateescape")
-    if request["elsewhere"]:
-        files |= _files_below(home, _NEEDED)
-        if library := request["library"]:
-            send_library(tunnel, library)
-        if package := request["package"]:
-            send_package(tunnel, request["base"], package)
-    if logs := request["log_folder"]:  # where it is not, Slurm throws away what is printed
-        tunnel.run(["mkdir", "-p", logs], retry=True)
-    tunnel.write(folder, files)
-    if request["elsewhere"] and (package := request["package"]):
-        _unpack(tunnel, request["base"], package, folder)
-
-
-def _files_below(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
-    paths = [path for name in names for path in ([folder / name, *(folder / name).rglob("*")])]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.is_file()}
-
-
-@functools.cache
-def library_files() -> dict[str, bytes]:
-    """This nemo_run, by path below its folder."""
-    paths = (path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".j2", ".sh"))
-    return {str(path.relative_to(PACKAGE.parent)): path.read_bytes() for path in sorted(paths)}
-
-
-@functools.cache
-def library_name() -> str:
-    """A name that no other version of nemo_run has."""
-    digest = hashlib.sha256()
-    for name, content in library_files().items():
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()[:16]
-
-
-def send_library(tunnel: Tunnel, folder: str) -> None:
-    """Have this nemo_run lie in a folder over there, whole; sent once."""
-    if tunnel.run(["test", "-e", f"{folder}/complete"], check=False, retry=True).exit_code:
-        tunnel.write(folder, library_files())
-        tunnel.write(folder, {"complete": b""})
-
-
-def send_package(tunnel: Tunnel, base: str, package: Mapping[str, Any]) -> None:
-    """Have a package of code lie over there, whole; sent once for all jobs and experiments."""
-    target = f"{base}/{SHARED}/packages/{package['key']}"
-    if tunnel.run(["test", "-e", f"{target}/complete"], check=False, retry=True).exit_code:
-        tunnel.put(Path(package["code"]), f"{target}/code")
-        tunnel.write(target, {"complete": b""})
-
-
-def _unpack(tunnel: Tunnel, base: str, package: Mapping[str, Any], folder: str) -> None:
-    """Give a job its own copy of the code, unless it has one."""
-    script = """[ -e "$2/code" ] || {
-    rm -rf "$2/.code" && cp -a --reflink=auto "$1/code" "$2/.code" && mv "$2/.code" "$2/code"
-}"""
-    source = f"{base}/{SHARED}/packages/{package['key']}"
-    tunnel.run(["sh", "-c", script, "sh", source, folder], retry=True)
-
-
-def find(tunnel: Tunnel, folder: str, token: str) -> str | None:
-    """The number of the job that was submitted from this folder, if one was.
-
-    Raises:
-        TunnelError: neither the folder nor Slurm can be asked, so that nobody knows.
-    """
-    result = tunnel.run(finding(folder, token), retry=True)
-    return parse_finding(result.text, folder, token)
 
 
 # --- looking --------------------------------------------------------------------------------------------
@@ -323,7 +192,7 @@ def look(tunnel: Tunnel, handles: Sequence[JobHandle]) -> list[JobStatus]:
         parts = _with_own_words(tunnel, handle, seen.get(handle.data["job"], []))
         word = words[handle.id]
         found[handle.id] = word.fill(as_one(parts)) if parts else _unseen(word, problem)
-    return [_brought_home(tunnel, handle, found[handle.id]) for handle in handles]
+    return [found[handle.id] for handle in handles]
 
 
 def _ask_queue(tunnel: Tunnel, numbers: Sequence[str]) -> dict[str, list[Seen]]:
@@ -376,29 +245,7 @@ def _unseen(word: Word, problem: str) -> JobStatus:
     return JobStatus(state=AppState.UNKNOWN, message=message)
 
 
-# --- bringing home --------------------------------------------------------------------------------------
-
-
-def _brought_home(tunnel: Tunnel, handle: JobHandle, status: JobStatus) -> JobStatus:
-    """The status, once what an ended job left behind is here."""
-    folder, home = handle.data["folder"], Path(handle.data["home"])
-    if status.state not in TERMINAL or folder == str(home) or not home.is_dir():
-        return status
-    mark = home / "brought_home"
-    if mark.exists():
-        return status
-    try:
-        there = tunnel.run(["sh", "-c", 'cd -- "$0" && ls', folder], check=False, retry=True)
-        for name in set(there.text.split("\n")) & set(_LEFT):
-            tunnel.get(f"{folder}/{name}", home / name)
-    except TunnelError as exc:
-        message = f"{status.state}, but what it left in {folder} cannot be copied yet: {exc}"
-        return JobStatus(state=AppState.UNKNOWN, message=message)
-    runner.write(str(mark), "")
-    return status
-
-
-# --- ending and reading ---------------------------------------------------------------------------------
+# --- ending ---------------------------------------------------------------------------------
 
 _CANCEL = """\
 said=$(scancel "$1" 2>&1) || case $said in
@@ -424,56 +271,3 @@ def cancel(tunnel: Tunnel, handle: JobHandle) -> None:
     )
     if result.exit_code:
         raise SubmitError(f"cannot cancel {handle.id!r}: {result.said}", output=result.said)
-
-
-def log_lines(tunnel: Tunnel, handle: JobHandle, role: str, replica: int, *, follow: bool) -> Iterator[str]:
-    """Line by line, attempt after attempt, by offset."""
-    attempt, latest = 1, 1
-    while attempt <= latest:
-        latest = yield from _attempt_lines(tunnel, handle, role, replica, attempt, follow)
-        attempt += 1
-
-
-def _attempt_lines(
-    tunnel: Tunnel, handle: JobHandle, role: str, replica: int, attempt: int, follow: bool
-) -> Generator[str, None, int]:
-    """One attempt's lines; returns the number of the latest attempt."""
-    folder = handle.data["folder"]
-    path = f"{folder}/logs/{runner.record_stem(role, replica, attempt)}.log"
-    offset, rest, pause, over = 0, b"", _LOG_PAUSE[0], _Over(tunnel, handle)
-    last = not follow
-    while True:
-        found = tunnel.read({path: offset, f"{folder}/begin.json": 0, f"{folder}/end.json": 0})
-        word = Word(handle, found)
-        latest = int((word.begin or {}).get("attempt", 1))
-        if chunk := found.get(path, b""):
-            offset, pause = offset + len(chunk), _LOG_PAUSE[0]
-            whole, newline, rest = (rest + chunk).rpartition(b"\n")
-            if newline:
-                yield from whole.decode(errors="replace").split("\n")
-        elif last or latest > attempt:
-            if rest:
-                yield rest.decode(errors="replace")
-            return latest
-        # What it printed before its end is read once more after that is known.
-        elif not (last := word.final is not None or over()):
-            time.sleep(pause)
-            pause = min(pause * 1.5, _LOG_PAUSE[1])
-
-
-class _Over:
-    """Whether a job of which there is no news has ended, or been out of sight for very long."""
-
-    def __init__(self, tunnel: Tunnel, handle: JobHandle) -> None:
-        self._tunnel, self._handle = tunnel, handle
-        self._asked = self._seen = time.monotonic()
-
-    def __call__(self) -> bool:
-        now = time.monotonic()
-        if now - self._asked < _STATUS_PAUSE:
-            return False
-        [status] = look(self._tunnel, [self._handle])
-        self._asked = time.monotonic()
-        if status.state != AppState.UNKNOWN:
-            self._seen = now
-        return status.state in TERMINAL or now - self._seen > _LOST

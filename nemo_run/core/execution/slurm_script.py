@@ -47,7 +47,7 @@ def render_sbatch(spec: JobSpec) -> str:
     """The batch script of a job, as a person might have written it; what it is told beside is in files."""
     executors: list[Any] = list(spec.members)
     rundir = str(executors[0].remote_dir(spec.job_dir))
-    parts = ["#!/bin/bash\n", _header(spec, executors, rundir), _preamble(spec, executors)]
+    parts = ["#!/bin/bash\n", _header(spec, executors, rundir), _waiting(spec), _preamble(spec, executors)]
     for at, (role, executor) in enumerate(zip(spec.app.roles, executors, strict=True)):
         if at and executor.wait_time_for_group_job:
             parts.append(f"sleep {executor.wait_time_for_group_job}\n")
@@ -61,6 +61,13 @@ def job_name(spec: JobSpec) -> str:
     executor: Any = spec.members[0]
     name: str = executor.job_details.job_name or executor.name_prefix() + spec.id
     return name
+
+
+def dependency(spec: JobSpec) -> str:
+    """How sbatch is told of the jobs that must end first: of those that have a number yet."""
+    executor: Any = spec.members[0]
+    numbers = [*executor.dependency_ids(), *(handle.data["job"] for handle in spec.depends_on)]
+    return ":".join([executor.dependency_type, *numbers]) if numbers or spec.after else ""
 
 
 def environment(role: Role, executor: SlurmExecutor) -> dict[str, Any]:
@@ -149,13 +156,20 @@ def _header(spec: JobSpec, executors: list[SlurmExecutor], rundir: str) -> str:
     }
     if details.stderr:
         common["error"] = str(details.stderr)
-    if ids := [*first.dependency_ids(), *(handle.data["job"] for handle in spec.depends_on)]:
-        common["dependency"] = ":".join([first.dependency_type, *ids])
-        common["kill-on-invalid-dep"] = "yes"
+    if not spec.after and (given := dependency(spec)):  # sbatch is told of the others when they have numbers
+        common |= {"dependency": given, "kill-on-invalid-dep": "yes"}
     if first.heterogeneous and len(executors) > 1:
         return "#SBATCH hetjob\n".join(_components(spec, executors, common))
     merged = {**options(first), **_shape(executors)}
     return _directives({**common, "job-name": job_name(spec), **merged, **_given(first)})
+
+
+def _waiting(spec: JobSpec) -> str:
+    """For who reads it: what cannot be written here, because it is not known before others are submitted."""
+    if not spec.after:
+        return ""
+    others = "".join(f":<number of {name}>" for name in spec.after)
+    return f"# sbatch --dependency={quote(dependency(spec) + others)} --kill-on-invalid-dep=yes\n"
 
 
 def _components(spec: JobSpec, executors: list[SlurmExecutor], common: Mapping[str, Any]) -> Iterator[str]:

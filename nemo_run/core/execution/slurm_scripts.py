@@ -8,33 +8,43 @@ from dataclasses import dataclass
 from nemo_run.core.execution.slurm_queue import NO_ACCOUNTING
 from nemo_run.shell import join
 
-#: A file with what the script says of it, and its length, so that whatever is in it can be read.
-_SAY = 'say() { printf "%s %s %s\\n" "$1" "$2" "$(($(wc -c <"$3")))"; cat "$3"; echo; }\n'
 #: Whoever submits a job holds this, so that nobody takes it for lost who looks meanwhile.
 _LOCK = """\
 exec 9>>submit.lock
 flock -w 60 9 || [ $? != 1 ] || { echo "$PWD: somebody has been submitting it for a minute" >&2; exit 75; }
 """
-#: Once begun it goes on whatever happens to whoever asked; and what it did is known from files.
+#: Once begun it goes on whatever happens to whoever asked; and what it did is known from files. What it says
+#: of a job is told with its length, so that whatever is in it can be read.
 _SUBMIT = f"""\
 trap '' INT HUP PIPE TERM
 umask 077
-{_SAY}submit() (
+say() {{
+    printf '%s %s %s\\n%s\\n' "$at" "$1" "$(($(printf %s "$2" | wc -c)))" "$2"
+}}
+submit() (
     cd -- "$2" || exit
-    {_LOCK}    if [ "$(cat tried 2>&1)" = "$3" ]; then
-        if [ -s submitted ]; then say "$1" submitted submitted; exit; fi
-        if [ "$4" != again ]; then say "$1" tried tried; exit; fi
-    else
+    {_LOCK}    at=$1 token=$3 how=$4 after=$5 before= answer=
+    shift 5
+    [ ! -e tried ] || IFS= read -r before <tried
+    if [ "$before" = "$token" ]; then
+        if [ -s submitted ] && read -r answer <submitted; then say submitted "$answer"; exit; fi
+        if [ "$how" != again ]; then say tried; exit; fi
+    elif [ "$before" ]; then
         rm -rf submitted begin*.json end*.json failures* cancelled
     fi
-    mkdir -p logs results artifacts || exit
-    printf '%s\\n' "$3" >tried
-    if sbatch --parsable sbatch.sh >.answer 2>refusal </dev/null; then
-        mv -f .answer submitted
-        say "$1" submitted submitted
+    for folder do
+        if ! read -r number 2>/dev/null <"$folder/submitted"; then say blocked "$folder"; exit; fi
+        after=$after:${{number%%;*}}
+    done
+    if [ $# = 0 ]; then set --; else set -- "--dependency=$after" --kill-on-invalid-dep=yes; fi
+    [ -d artifacts ] || mkdir -p logs results artifacts || exit
+    printf '%s\\n' "$token" >tried || exit
+    # The number is kept here, too: it must be told even if there is no room left for it.
+    if answer=$(sbatch --parsable "$@" sbatch.sh 2>refusal </dev/null) && [ "$answer" ]; then
+        printf '%s\\n' "$answer" >.answer && mv -f .answer submitted
+        say submitted "$answer"
     else
-        cat .answer >>refusal
-        say "$1" refused refusal
+        say refused "$answer$(cat refusal)"
     fi
 )
 """
@@ -62,23 +72,44 @@ exit 0
 """
 
 
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """One job to be submitted, whose files lie in a folder."""
+
+    folder: str
+    token: str
+    #: How a dependency on others begins that are submitted before it: "afterok", "afterok:17".
+    dependency: str = ""
+    #: The folders of those others.
+    after: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Answer:
-    """What became of one job's submission: `submitted` with its number, `refused` with words, or `tried`."""
+    """What became of one job's submission.
+
+    It is `submitted` with its number, `refused` with words, `tried` with nothing known of it, or `blocked`
+    because one that it waits for has not been submitted.
+    """
 
     kind: str
     text: str
 
 
-def submitting(jobs: Sequence[tuple[str, str]], *, again: bool = False) -> str:
-    """A script that submits the jobs whose files lie in these folders, each unless it has been already.
+def submitting(orders: Sequence[Order], *, again: bool = False) -> str:
+    """A script that submits jobs one after the other, each unless it has been already.
+
+    It may be run a second time, also while the first still runs: what one has tried the other does not.
 
     Args:
-        jobs: Folders, and the tokens of what is to be submitted.
+        orders: The jobs.
         again: Whether to submit what has been tried before, with nothing known of it.
     """
     how = "again" if again else "once"
-    calls = [join(["submit", str(at), *job, how]) + "\n" for at, job in enumerate(jobs)]
+    calls = [
+        join(["submit", str(at), order.folder, order.token, how, order.dependency, *order.after]) + "\n"
+        for at, order in enumerate(orders)
+    ]
     return _SUBMIT + "".join(calls) + "exit 0\n"
 
 

@@ -159,7 +159,7 @@ def test_slurm_and_bash_accept_it(name: str, slurm: Cluster) -> None:
 
 def settled(text: str) -> str:
     """The same wherever this nemo_run lies, and whatever its version."""
-    from nemo_run.core.execution.slurm_job import library_name
+    from nemo_run.core.execution.slurm_submit import library_name
 
     return text.replace(str(Path(nemo_run.__file__).parent), "/opt/nemo_run").replace(
         library_name(), "VERSION"

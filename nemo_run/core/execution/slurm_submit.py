@@ -1,0 +1,185 @@
+"""Jobs on their way to Slurm through a tunnel: their files, their code, and the one submission of each."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nemo_run.core import runner
+from nemo_run.core.execution.slurm_script import environment_text
+from nemo_run.core.execution.slurm_scripts import (
+    Answer,
+    Order,
+    finding,
+    parse_finding,
+    parse_submitting,
+    submitting,
+)
+from nemo_run.core.tunnel.base import Tunnel
+from nemo_run.errors import SubmitError
+from nemo_run.shell import join
+
+Record = dict[str, Any]
+#: This nemo_run, which jobs on other machines are sent.
+PACKAGE = Path(runner.__file__).parents[1]
+#: What every batch script reads.
+_HELPER = Path(__file__).with_name("slurm_job.sh")
+#: Below the folder of all experiments over there: what they share.
+SHARED = ".nemo_run"
+#: Files of a job's folder here that a job elsewhere needs.
+_NEEDED = ("task.json", "configs", "scripts")
+
+
+def prepare(tunnel: Tunnel, requests: Sequence[Record]) -> None:
+    """Have all that these jobs need lie on the cluster; nothing is started.
+
+    Raises:
+        TunnelError: something cannot be written there.
+        SecretError: a secret cannot be read.
+    """
+    elsewhere = [request for request in requests if request["elsewhere"]]
+    if folders := sorted({request["log_folder"] for request in requests if request["log_folder"]}):
+        tunnel.run(["mkdir", "-p", *folders], retry=True)  # or Slurm throws away what is printed
+    _send_shared(tunnel, elsewhere)
+    below = defaultdict[str, dict[str, bytes]](dict)
+    for request in requests:
+        above, _, name = request["folder"].rpartition("/")
+        below[above] |= {f"{name}/{path}": content for path, content in _files(request).items()}
+    for above, files in below.items():
+        tunnel.write(above, files)
+    if copies := [(_package(each), each["folder"]) for each in elsewhere if each["package"]]:
+        words = [word for pair in copies for word in pair]
+        tunnel.run(["sh", "-s"], stdin=_COPY.encode() + _arguments("copy", words, 2), retry=True)
+
+
+def submit(tunnel: Tunnel, requests: Sequence[Record]) -> list[str | SubmitError]:
+    """Submit jobs whose files are there, each unless it has been already: their numbers, or Slurm's refusals.
+
+    Raises:
+        TunnelError: it is unknown what became of them.
+    """
+    orders = [_order(request) for request in requests]
+    answers = _submit(tunnel, orders)
+    lost = [at for at, answer in enumerate(answers) if answer.kind == "tried"]
+    for at in lost:
+        if number := find(tunnel, orders[at].folder, orders[at].token):
+            answers[at] = Answer("submitted", number)
+    lost = [at for at in lost if answers[at].kind == "tried"]
+    again = _submit(tunnel, [orders[at] for at in lost], again=True) if lost else []
+    for at, answer in zip(lost, again, strict=True):
+        answers[at] = answer
+    return [_outcome(request["id"], answer) for request, answer in zip(requests, answers, strict=True)]
+
+
+def _order(request: Record) -> Order:
+    names = ("folder", "token", "dependency", "after")
+    return Order(**{name: request[name] for name in names})
+
+
+def _submit(tunnel: Tunnel, orders: Sequence[Order], *, again: bool = False) -> list[Answer]:
+    script = submitting(orders, again=again).encode(errors="surrogateescape")
+    # Only what nobody has tried is tried, so that this may be asked twice.
+    result = tunnel.run(["sh", "-s"], stdin=script, check=False, retry=not again)
+    answers = parse_submitting(result.stdout)
+    return [answers.get(at) or Answer("refused", result.said) for at in range(len(orders))]
+
+
+def _outcome(job_id: str, answer: Answer) -> str | SubmitError:
+    if answer.kind == "submitted":
+        return answer.text.partition(";")[0]
+    if answer.kind == "blocked":
+        return SubmitError(f"job {job_id!r} waits for one that has not been submitted ({answer.text})")
+    words = answer.text or "sbatch said nothing"
+    return SubmitError(f"Slurm refuses job {job_id!r}: {words}", output=words)
+
+
+# --- files ----------------------------------------------------------------------------------------------
+
+#: Prints the arguments at which nothing is whole yet.
+_MISSING = 'missing() { [ -e "$1/complete" ] || printf "%s\\0" "$1"; }\n'
+#: Gives a job its own copy of the code, unless it has one.
+_COPY = """\
+copy() {
+    [ -e "$2/code" ] && return
+    rm -rf "$2/.code" && cp -a --reflink=auto "$1/code" "$2/.code" && mv "$2/.code" "$2/code" || exit
+}
+"""
+
+
+def _arguments(function: str, words: Sequence[str], each: int) -> bytes:
+    """Calls of a shell function, with so many words each."""
+    calls = (join([function, *words[at : at + each]]) for at in range(0, len(words), each))
+    return "".join(f"{call}\n" for call in calls).encode(errors="surrogateescape")
+
+
+def _files(request: Record) -> dict[str, bytes]:
+    """What lies in a job's folder before it starts."""
+    files = {
+        "sbatch.sh": request["script"].encode(errors="surrogateescape"),
+        "slurm_job.sh": _HELPER.read_bytes(),
+    }
+    for role, env in request["env"].items():
+        values = {name: value if isinstance(value, str) else value.resolve() for name, value in env.items()}
+        files[f"env/{role}.sh"] = environment_text(values).encode(errors="surrogateescape")
+    return files | (_files_below(Path(request["home"]), _NEEDED) if request["elsewhere"] else {})
+
+
+def _files_below(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
+    paths = [path for name in names for path in ([folder / name, *(folder / name).rglob("*")])]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.is_file()}
+
+
+@functools.cache
+def library_files() -> dict[str, bytes]:
+    """This nemo_run, by path below its folder."""
+    paths = (path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".j2", ".sh"))
+    return {str(path.relative_to(PACKAGE.parent)): path.read_bytes() for path in sorted(paths)}
+
+
+@functools.cache
+def library_name() -> str:
+    """A name that no other version of nemo_run has."""
+    digest = hashlib.sha256()
+    for name, content in library_files().items():
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def _send_shared(tunnel: Tunnel, requests: Sequence[Record]) -> None:
+    """Have what jobs share lie over there, whole: this nemo_run, and packages of code; each is sent once."""
+    libraries = {request["library"]: None for request in requests if request["library"]}
+    packages = {
+        _package(request): Path(request["package"]["code"]) for request in requests if request["package"]
+    }
+    wanted = [*libraries, *packages]
+    if not wanted:
+        return
+    said = tunnel.run(["sh", "-s"], stdin=_MISSING.encode() + _arguments("missing", wanted, 1), retry=True)
+    missing = set(said.text.split("\0"))
+    for folder in missing.intersection(libraries):
+        tunnel.write(folder, {**library_files(), "complete": b""})  # unpacked in this order
+    for folder in missing.intersection(packages):
+        tunnel.put(packages[folder], f"{folder}/code")
+        tunnel.write(folder, {"complete": b""})
+
+
+def _package(request: Record) -> str:
+    """Where a job's package lies, for all jobs and experiments."""
+    return f"{request['base']}/{SHARED}/packages/{request['package']['key']}"
+
+
+# --- looking for what was sent --------------------------------------------------------------------------
+
+
+def find(tunnel: Tunnel, folder: str, token: str) -> str | None:
+    """The number of the job that was submitted from this folder, if one was.
+
+    Raises:
+        TunnelError: neither the folder nor Slurm can be asked, so that nobody knows.
+    """
+    result = tunnel.run(finding(folder, token), retry=True)
+    return parse_finding(result.text, folder, token)
