@@ -29,11 +29,20 @@ class Sizes:
     jobs: tuple[int, ...] = (100, 1000)
     experiments: int = 10_000
     lines: int = 40
+    slurm_jobs: int = 280
     log_mb: int = 200
 
 
 QUICK = Sizes(
-    pairs=3, runs=1, parallel=(1, 10), scripts=10, jobs=(10, 50), experiments=200, lines=5, log_mb=5
+    pairs=3,
+    runs=1,
+    parallel=(1, 10),
+    scripts=10,
+    jobs=(10, 50),
+    experiments=200,
+    lines=5,
+    log_mb=5,
+    slurm_jobs=14,
 )
 
 

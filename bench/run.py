@@ -24,9 +24,10 @@ def main() -> None:
     from containers import containers
     from groups import GROUPS, QUICK, Sizes
     from packages import packages
+    from slurm import slurm
     from ssh import ssh
 
-    GROUPS["packages"], GROUPS["containers"], GROUPS["ssh"] = packages, containers, ssh
+    GROUPS |= {"packages": packages, "containers": containers, "ssh": ssh, "slurm": slurm}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small counts, to see that it runs")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=GROUPS, default=list(GROUPS))

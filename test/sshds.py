@@ -148,6 +148,10 @@ class Sshd:
         """How often somebody has got in."""
         return len(re.findall(r"^Accepted (?!key )", self.log.read_text(errors="replace"), re.M))
 
+    def sessions(self) -> int:
+        """How many commands, uploads among them, somebody has run."""
+        return self.log.read_text(errors="replace").count("Starting session: ")
+
     def _serves(self, process: psutil.Process) -> bool:
         """Whether it has a connection to our port on this side."""
         try:

@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,6 +34,8 @@ from nemo_run.run.records import SCHEMA, ExperimentRecord, JobEntry, JobRecord
 
 #: Folders that are being made or deleted begin with these.
 _NEW, _TRASH = ".new-", ".trash-"
+#: So many threads write new files, where there are so many folders of them.
+_WRITERS, _MANY_FOLDERS = 4, 16
 #: Milliseconds by which the clocks of a file server and of its clients may differ.
 _CLOCKS_DIFFER = 3_600_000
 _UNSAFE = re.compile(r"[/\x00-\x1f\x7f]+")
@@ -66,8 +69,7 @@ class Store:
             if base is None:
                 open_home()
             _make_private(new)
-            for name, text in files.items():
-                _write_new(new / name, text)
+            _write_all(new, files)
             _write_new(new / "experiment.json", dump(asdict(record)))
             _rename_whole(new, final)
         except FileExistsError:
@@ -378,6 +380,26 @@ def _write_new(path: Path, text: str) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         file.write(text)
+
+
+def _write_all(folder: Path, files: Mapping[str, str]) -> None:
+    """Many new files, those of several folders at a time: a file system takes its time for each new file."""
+    by_folder = defaultdict[str, list[str]](list)
+    for name in files:
+        by_folder[name.partition("/")[0]].append(name)
+
+    def write(names: list[str]) -> None:
+        for name in names:
+            _write_new(folder / name, files[name])
+
+    if len(by_folder) < _MANY_FOLDERS:
+        write(list(files))
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        for _ in pool.map(write, by_folder.values()):
+            pass
 
 
 def _make_private(path: Path, tries: int = 10) -> None:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from nemo_run.core.execution.base import AppState, Executor, JobHandle, Plan
@@ -74,15 +75,26 @@ class Submitter:
                 self._failed(job_id, exc)
                 yield job_id
             return
-        left = iter(plans)
-        while batch := list(itertools.islice(left, executor.submit_batch)):
-            yield from self._submit_batch(executor, {job_id: plans[job_id] for job_id in batch})
+        yield from self._submit_batches(executor, plans)
 
-    def _submit_batch(self, executor: Executor, plans: dict[str, Plan]) -> Iterator[str]:
-        ready = [job_id for job_id in plans if not self._ledger.blocker(job_id) and self._intend(job_id)]
+    def _submit_batches(self, executor: Executor, plans: dict[str, Plan]) -> Iterator[str]:
+        """One batch is on its way while the records of those before and after it are written."""
+        left, sent = iter(plans), None
+        with ThreadPoolExecutor(1) as sender:
+            while batch := list(itertools.islice(left, executor.submit_batch)):
+                ready = [each for each in batch if not self._ledger.blocker(each) and self._intend(each)]
+                answers = sender.submit(executor.submit_many, [plans[job_id] for job_id in ready])
+                if sent:
+                    yield from self._take_up(*sent)
+                sent = ready, answers
+            if sent:
+                yield from self._take_up(*sent)
+
+    def _take_up(self, ready: list[str], sent: Future[list[JobHandle | NemoRunError]]) -> Iterator[str]:
+        """Write down what became of a batch."""
         answers: Sequence[JobHandle | Exception]
         try:
-            answers = executor.submit_many([plans[job_id] for job_id in ready]) if ready else []
+            answers = sent.result()
         except Exception as exc:
             logger.error("%d jobs of %s: submitting them failed: %s", len(ready), self._ledger.store.id, exc)
             self.doubtful |= dict.fromkeys(ready, exc)

@@ -1,6 +1,7 @@
 # Sourced by a job's batch script, in the job's folder: starts the members, sees them through, and leaves
 # word of the job's beginning and end. It knows nothing that the batch script does not say.
 umask 077
+mkdir -p results artifacts
 attempt=$((${SLURM_RESTART_COUNT:-0} + 1))
 suffix=
 ((attempt > 1)) && suffix=.attempt$attempt

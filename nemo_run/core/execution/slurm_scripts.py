@@ -2,56 +2,77 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nemo_run.core.execution.slurm_queue import NO_ACCOUNTING
-from nemo_run.shell import join
+from nemo_run.shell import join, quote
 
-#: Whoever submits a job holds this, so that nobody takes it for lost who looks meanwhile.
+#: Whoever submits jobs of an experiment holds this, so that nobody takes one for lost who looks meanwhile.
 _LOCK = """\
 exec 9>>submit.lock
-flock -w 60 9 || [ $? != 1 ] || { echo "$PWD: somebody has been submitting it for a minute" >&2; exit 75; }
+flock -w 60 9 || [ $? != 1 ] || { echo "$PWD: somebody has been submitting for a minute" >&2; exit 75; }
 """
-#: Once begun it goes on whatever happens to whoever asked; and what it did is known from files. What it says
-#: of a job is told with its length, so that whatever is in it can be read.
+#: Once begun it goes on whatever happens to whoever asked; and what it did is known from files: of each job
+#: first its token, then its number. What it says of a job is told with its length, so that whatever is in it
+#: can be read. Programs are started only where the shell cannot do it: they cost more than the submission.
 _SUBMIT = f"""\
 trap '' INT HUP PIPE TERM
 umask 077
-say() {{
-    printf '%s %s %s\\n%s\\n' "$at" "$1" "$(($(printf %s "$2" | wc -c)))" "$2"
-}}
-submit() (
-    cd -- "$2" || exit
-    {_LOCK}    at=$1 token=$3 how=$4 after=$5 before= answer=
+cd -- "$above" || exit
+{_LOCK}submit() {{
+    at=$1 token=$3 how=$4 after=$5 before= number=
+    cd -- "$2" || return
     shift 5
-    [ ! -e tried ] || IFS= read -r before <tried
+    [ ! -e submission ] || {{ IFS= read -r before; read -r number; }} <submission
     if [ "$before" = "$token" ]; then
-        if [ -s submitted ] && read -r answer <submitted; then say submitted "$answer"; exit; fi
-        if [ "$how" != again ]; then say tried; exit; fi
+        if [ "$number" ]; then say submitted "$number"; return; fi
+        if [ "$how" != again ]; then say tried; return; fi
     elif [ "$before" ]; then
-        rm -rf submitted begin*.json end*.json failures* cancelled
+        rm -rf begin*.json end*.json failures* cancelled
     fi
     for folder do
-        if ! read -r number 2>/dev/null <"$folder/submitted"; then say blocked "$folder"; exit; fi
+        number=
+        [ ! -e "$folder/submission" ] || {{ read -r number; read -r number; }} <"$folder/submission"
+        if [ ! "$number" ]; then say blocked "$folder"; return; fi
         after=$after:${{number%%;*}}
     done
     if [ $# = 0 ]; then set --; else set -- "--dependency=$after" --kill-on-invalid-dep=yes; fi
-    [ -d artifacts ] || mkdir -p logs results artifacts || exit
-    printf '%s\\n' "$token" >tried || exit
+    printf '%s\\n' "$token" >submission || return
     # The number is kept here, too: it must be told even if there is no room left for it.
-    if answer=$(sbatch --parsable "$@" sbatch.sh 2>refusal </dev/null) && [ "$answer" ]; then
-        printf '%s\\n' "$answer" >.answer && mv -f .answer submitted
-        say submitted "$answer"
+    if number=$(sbatch --parsable "$@" sbatch.sh 2>"$said" </dev/null) && [ "$number" ]; then
+        printf '%s\\n' "$number" >>submission
+        say submitted "$number"
     else
-        say refused "$answer$(cat refusal)"
+        say refused "$number$(cat "$said")"
     fi
-)
+}}
+say() {{
+    case $2 in
+        *[!0-9]*) size=$(printf %s "$2" | wc -c) ;;
+        *) size=${{#2}} ;;
+    esac
+    printf '%s %s %s\\n%s\\n' "$at" "$1" "$((size))" "$2"
+}}
+"""
+#: Several at a time, for most of a submission is waiting; those that wait for one another are in one lane.
+_LANES = """\
+lanes=$(mktemp -d ./.submitting.XXXXXX) && lanes=$PWD/${lanes#./} || exit
+trap 'rm -rf "$lanes"' EXIT
+for lane in %s; do
+    (said=$lanes/$lane.said; lane_$lane >"$lanes/$lane") &
+done
+wait
+cat "$lanes"/*[0-9]
 """
 _FIND = f"""\
-cd -- "$1" 2>/dev/null || exit 0
-{_LOCK}[ "$(cat tried 2>&1)" = "$2" ] || exit 0
-if [ -s submitted ]; then printf 'submitted|'; head -n 1 submitted; exit; fi
+cd -- "$1/.." 2>/dev/null || exit 0
+{_LOCK}cd -- "$1" 2>/dev/null || exit 0
+[ -e submission ] || exit 0
+{{ IFS= read -r before; read -r number; }} <submission
+[ "$before" = "$2" ] || exit 0
+if [ "$number" ]; then printf 'submitted|%s\\n' "$number"; exit; fi
 for begun in begin*.json; do
     [ -e "$begun" ] || continue
     sed -n 's/.*"job": "\\([0-9]*\\)".*/begun|\\1/p' "$begun"
@@ -60,7 +81,7 @@ done
 umask 077
 queue=$(squeue --noheader --all --states=all --user="$(id -u)" --format='%A|%k') || exit 1
 printf '%s\\n' "$queue" | grep -F -- "$2" | sed 's/^/queue|/'
-since=$(date -r tried +%Y-%m-%dT%H:%M:%S)
+since=$(date -r submission +%Y-%m-%dT%H:%M:%S)
 if past=$(
     sacct --allocations --noheader --parsable2 --starttime="$since" --format=JobIDRaw,WorkDir 2>&1
 ); then
@@ -70,6 +91,8 @@ else
 fi
 exit 0
 """
+#: How many are submitted at the same time.
+LANES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,21 +119,47 @@ class Answer:
     text: str
 
 
-def submitting(orders: Sequence[Order], *, again: bool = False) -> str:
-    """A script that submits jobs one after the other, each unless it has been already.
+def submitting(above: str, orders: Sequence[Order], *, again: bool = False) -> str:
+    """A script that submits jobs, each unless it has been already, and after those that it waits for.
 
     It may be run a second time, also while the first still runs: what one has tried the other does not.
 
     Args:
+        above: The folder in which the folders of all of them lie.
         orders: The jobs.
         again: Whether to submit what has been tried before, with nothing known of it.
     """
     how = "again" if again else "once"
     calls = [
-        join(["submit", str(at), order.folder, order.token, how, order.dependency, *order.after]) + "\n"
+        join(["submit", str(at), order.folder, order.token, how, order.dependency, *order.after])
         for at, order in enumerate(orders)
     ]
-    return _SUBMIT + "".join(calls) + "exit 0\n"
+    script = f"above={quote(above)}\n{_SUBMIT}"
+    lanes = _lanes(orders)
+    for number, lane in enumerate(lanes):
+        script += f"lane_{number}() {{\n" + "".join(f"{calls[at]}\n" for at in lane) + "}\n"
+    return script + _LANES % " ".join(map(str, range(len(lanes)))) + "exit 0\n"
+
+
+def _lanes(orders: Sequence[Order]) -> list[list[int]]:
+    """The numbers of jobs in lanes of about the same length; whoever waits for another is in its lane."""
+    above = {order.folder: order.folder for order in orders}
+
+    def first(folder: str) -> str:
+        while above[folder] != folder:
+            folder = above[folder]
+        return folder
+
+    for order in orders:
+        for other in above.keys() & order.after:
+            above[first(order.folder)] = first(other)
+    groups = defaultdict[str, list[int]](list)
+    for at, order in enumerate(orders):
+        groups[first(order.folder)].append(at)
+    lanes: list[list[int]] = [[] for _ in range(min(LANES, len(groups)))]
+    for group in sorted(groups.values(), key=len, reverse=True):
+        min(lanes, key=len).extend(group)
+    return lanes
 
 
 def parse_submitting(printed: bytes) -> dict[int, Answer]:

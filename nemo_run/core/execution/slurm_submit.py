@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ def prepare(tunnel: Tunnel, requests: Sequence[Record]) -> None:
     _send_shared(tunnel, elsewhere)
     below = defaultdict[str, dict[str, bytes]](dict)
     for request in requests:
-        above, _, name = request["folder"].rpartition("/")
+        above, name = os.path.split(request["folder"])
         below[above] |= {f"{name}/{path}": content for path, content in _files(request).items()}
     for above, files in below.items():
         tunnel.write(above, files)
@@ -81,11 +82,22 @@ def _order(request: Record) -> Order:
 
 
 def _submit(tunnel: Tunnel, orders: Sequence[Order], *, again: bool = False) -> list[Answer]:
-    script = submitting(orders, again=again).encode(errors="surrogateescape")
-    # Only what nobody has tried is tried, so that this may be asked twice.
-    result = tunnel.run(["sh", "-s"], stdin=script, check=False, retry=not again)
-    answers = parse_submitting(result.stdout)
-    return [answers.get(at) or Answer("refused", result.said) for at in range(len(orders))]
+    answers: dict[str, Answer] = {}
+    for above, those in _by_experiment(orders).items():
+        script = submitting(above, those, again=again).encode(errors="surrogateescape")
+        # Only what nobody has tried is tried, so that this may be asked twice.
+        result = tunnel.run(["sh", "-s"], stdin=script, check=False, retry=not again)
+        said = parse_submitting(result.stdout)
+        silent = Answer("refused", result.said)
+        answers |= {order.token: said.get(at, silent) for at, order in enumerate(those)}
+    return [answers[order.token] for order in orders]
+
+
+def _by_experiment(orders: Sequence[Order]) -> dict[str, list[Order]]:
+    found = defaultdict[str, list[Order]](list)
+    for order in orders:
+        found[os.path.dirname(order.folder)].append(order)
+    return found
 
 
 def _outcome(job_id: str, answer: Answer) -> str | SubmitError:
@@ -118,9 +130,11 @@ def _arguments(function: str, words: Sequence[str], each: int) -> bytes:
 
 def _files(request: Record) -> dict[str, bytes]:
     """What lies in a job's folder before it starts."""
+    # Slurm writes the first log before the job can make a folder for it.
     files = {
         "sbatch.sh": request["script"].encode(errors="surrogateescape"),
         "slurm_job.sh": _HELPER.read_bytes(),
+        "logs/": b"",
     }
     for role, env in request["env"].items():
         values = {name: value if isinstance(value, str) else value.resolve() for name, value in env.items()}
@@ -161,7 +175,8 @@ def _send_shared(tunnel: Tunnel, requests: Sequence[Record]) -> None:
     said = tunnel.run(["sh", "-s"], stdin=_MISSING.encode() + _arguments("missing", wanted, 1), retry=True)
     missing = set(said.text.split("\0"))
     for folder in missing.intersection(libraries):
-        tunnel.write(folder, {**library_files(), "complete": b""})  # unpacked in this order
+        tunnel.write(folder, library_files())
+        tunnel.write(folder, {"complete": b""})
     for folder in missing.intersection(packages):
         tunnel.put(packages[folder], f"{folder}/code")
         tunnel.write(folder, {"complete": b""})

@@ -135,15 +135,15 @@ class Tunnel:
 
         Args:
             folder: The folder over there; made if it is missing.
-            files: Contents by names relative to that.
+            files: Contents by names relative to that; a name that ends with a slash is that of a folder.
             mode: The mode of all of them.
 
         Raises:
             TunnelError: they cannot be written; the message holds the reason given over there.
         """
-        archive = scripts.pack(files, mode)
-        argv = ["sh", "-c", scripts.UNPACK, "sh", folder, str(len(archive))]
-        self.run(argv, stdin=archive, retry=True)
+        parts = scripts.pack(files, mode)
+        sizes = map(str, (sum(map(len, parts)), *map(len, parts)))
+        self.run(["sh", "-c", scripts.UNPACK, "sh", folder, *sizes], stdin=b"".join(parts), retry=True)
 
     def read(self, offsets: Mapping[str, int], *, limit: int = 1 << 20) -> dict[str, bytes]:
         """What many files hold from an offset on, in one round trip; those with nothing new are left out.

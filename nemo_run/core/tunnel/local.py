@@ -54,7 +54,9 @@ class LocalTunnel(Tunnel):
         with _failures(f"files cannot be written below {folder}"):
             for name, content in files.items():
                 path = Path(folder, name)
-                make_folder(path.parent)
+                make_folder(path if name.endswith("/") else path.parent)
+                if name.endswith("/"):
+                    continue
                 with replacing(path) as temporary:
                     runner.write(str(temporary), content)
                     temporary.chmod(mode)

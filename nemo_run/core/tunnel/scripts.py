@@ -11,7 +11,8 @@ from pathlib import PurePosixPath
 from nemo_run.errors import ConfigError
 from nemo_run.shell import quote
 
-#: Unpacks an archive of `$2` bytes on standard input into the folder `$1`; nothing of it if some is missing.
+#: Unpacks archives on standard input into the folder `$1`; `$2` is the bytes of them all, the words after it
+#: those of each. Nothing is unpacked if some is missing.
 UNPACK = """\
 set -e
 umask 077
@@ -25,8 +26,19 @@ if [ "$(wc -c <"$archive")" -ne "$2" ]; then
     echo 'the connection was cut before all of it had arrived' >&2
     exit 75
 fi
-tar -xzpmof "$archive"
+shift 2
+from=1 parts=
+for size do
+    tail -c "+$from" "$archive" | head -c "$size" | tar -xzpmof - &
+    parts="$parts $!" from=$((from + size))
+done
+for part in $parts; do
+    wait "$part"
+done
 """
+#: So many are unpacked at the same time, for file systems take their time for each new file; and what lies in
+#: so many folders is worth it.
+_PARTS, _MANY_FOLDERS = 4, 16
 
 #: Exit code of the script for reading if files have come or gone while it looked.
 CHANGED = 75
@@ -39,12 +51,22 @@ take() {
 """
 
 
-def pack(files: Mapping[str, bytes], mode: int) -> bytes:
-    """An archive for `UNPACK`: relative names → contents, all with the same mode.
+def pack(files: Mapping[str, bytes], mode: int) -> list[bytes]:
+    """Archives for `UNPACK`: relative names → contents, all with the same mode; a folder is in one of them.
 
     Raises:
         ConfigError: a name would lead out of the folder.
     """
+    folders = dict.fromkeys(name.partition("/")[0] for name in files)
+    count = _PARTS if len(folders) >= _MANY_FOLDERS else 1
+    part_of = {folder: at % count for at, folder in enumerate(folders)}
+    parts: list[dict[str, bytes]] = [{} for _ in range(count)]
+    for name, content in files.items():
+        parts[part_of[name.partition("/")[0]]][name] = content
+    return [_pack(part, mode) for part in parts]
+
+
+def _pack(files: Mapping[str, bytes], mode: int) -> bytes:
     buffer = io.BytesIO()
     # GNU's form holds names as bytes; the one of POSIX is warned about where they are not UTF-8.
     with tarfile.open(
@@ -54,6 +76,8 @@ def pack(files: Mapping[str, bytes], mode: int) -> bytes:
             check_name(name)
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(content), mode
+            if name.endswith("/"):
+                entry.type, entry.mode = tarfile.DIRTYPE, 0o700
             archive.addfile(entry, io.BytesIO(content))
     return gzip.compress(buffer.getvalue(), 1, mtime=0)
 

@@ -327,19 +327,24 @@ def test_cancelling_while_the_controller_is_away_is_an_error_and_changes_nothing
 # --- sent once ------------------------------------------------------------------------------------------
 
 
+def _forget(handle: JobHandle) -> None:
+    """Lose what is known of a submission, but that it was begun."""
+    folder = Path(handle.data["folder"])
+    (folder / "submission").write_text(f"{handle.id}\n")
+    (folder / "begin.json").unlink()
+
+
 def test_a_submission_whose_answer_was_lost_is_found_in_the_queue(slurm: Cluster) -> None:
     member, handle = submit(run.Script(inline="sleep 300"), comment="my own words")
-    (Path(handle.data["folder"]) / "submitted").unlink()
     wait_until(lambda: (Path(handle.data["folder"]) / "begin.json").exists(), "it runs")
-    (Path(handle.data["folder"]) / "begin.json").unlink()
+    _forget(handle)
     assert member.find(handle.id) == handle
 
 
 def test_a_submission_whose_answer_was_lost_is_found_in_the_accounting(slurm: Cluster) -> None:
     member, handle = submit(run.Script(inline="true"))
     ended(member, handle)
-    for name in ("submitted", "begin.json"):
-        (Path(handle.data["folder"]) / name).unlink()
+    _forget(handle)
     job = handle.data["job"]
     wait_until(lambda: f"{job}\n" not in slurm.call("squeue", "-h", "-t", "all", "-o", "%A"), "forgotten", 60)
     assert member.find(handle.id) == handle
@@ -348,8 +353,7 @@ def test_a_submission_whose_answer_was_lost_is_found_in_the_accounting(slurm: Cl
 def test_nobody_concludes_anything_while_the_controller_is_away(slurm: Cluster) -> None:
     member, handle = submit(run.Script(inline="true"))
     ended(member, handle)
-    for name in ("submitted", "begin.json"):
-        (Path(handle.data["folder"]) / name).unlink()
+    _forget(handle)
     slurm.slurmctld.stop()
     with pytest.raises(TunnelError):
         member.find(handle.id)
