@@ -41,9 +41,9 @@ NEEDS = {"use-torchrun": "torch"}
 #: Pages whose commands need a Docker Engine.
 ENGINE = {"build-images-from-code", "run-in-containers"}
 #: Pages whose commands need a machine `cluster` that is reached over SSH.
-SSHD = {"connect-over-ssh"}
+SSHD = {"connect-over-ssh", "laptop-to-cluster"}
 #: Pages whose commands need a Slurm cluster.
-SLURM = {"run-on-slurm"}
+SLURM = {"run-on-slurm", "laptop-to-cluster"}
 
 
 class Block(NamedTuple):
@@ -147,10 +147,10 @@ def test_a_document_does_what_it_says(path: Path, tmp_path: Path, request: pytes
         pytest.skip(f"{needed} is not installed: pip install {needed}")
     if path.stem in ENGINE:
         skip_without_engine()
+    if path.stem in SLURM:  # before sshd, for what is run over SSH is to see it
+        request.getfixturevalue("slurm")
     if path.stem in SSHD:
         request.getfixturevalue("sshd").call("cluster")
-    if path.stem in SLURM:
-        request.getfixturevalue("slurm")
     name, found = path.relative_to(ROOT), blocks(path.read_text(encoding="utf-8"))
     home, folder = tmp_path / "home", tmp_path / "work"
     folder.mkdir()
