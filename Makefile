@@ -26,8 +26,8 @@ help: ## List these commands
 demo: $(VENV)/made-examples ## Set up, then run the main example: train on digits
 	$(BIN)/python examples/digits/run.py
 
-# In CI nothing is skipped; elsewhere torch, which is large, is there if somebody wants it.
-test: $(VENV)/made-dev $(if $(CI),$(VENV)/made-dev-torch) ## Set up, then run the tests; TEST_ARGS goes to pytest
+# In CI nothing is skipped; elsewhere torch and Ray, which are large, are there if somebody wants them.
+test: $(VENV)/made-dev $(if $(CI),$(VENV)/made-dev-torch $(VENV)/made-dev-ray) ## Set up, then run the tests; TEST_ARGS goes to pytest
 	$(PYTEST) -n auto --maxprocesses 8 $(TEST_ARGS)
 	@echo "make test: passed, with $$($(BIN)/python -V) in $(VENV)"
 

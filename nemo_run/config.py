@@ -353,7 +353,7 @@ class Script(ConfigurableMixin):
     entrypoint: str = "bash"
     #: Run `path` as a module (`python -m`).
     m: bool = False
-    #: Notes for executors, such as `use_with_ray_cluster`.
+    #: Notes for executors: `use_with_ray_cluster` (True, or fields of `run.SlurmRay`) runs it on Ray.
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -30,7 +30,8 @@ def quote(word: str) -> str:
     """One word as shell text: byte for byte, except that an `Expand` is expanded inside double quotes."""
     if isinstance(word, Expand):
         return '"' + _escape_outside_substitution(word) + '"'
-    return shlex.quote(word)
+    # Scripts with line ends of another system's are refused by sbatch, so none is to be seen in them.
+    return shlex.quote(word).replace("\r\n", "\r''\n")
 
 
 def join(argv: Iterable[str]) -> str:

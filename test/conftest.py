@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from dockers import Containers, skip_without_engine, stop_keepers
-from slurms import Cluster, running_cluster
+from slurms import Cluster, hurrying, running_cluster
 from sshds import Sshd, running_sshd
 
 
@@ -62,6 +62,14 @@ def slurm(_accounted_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Itera
 def bare_slurm(_bare_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """The same without accounting."""
     yield from _lend(_bare_cluster, monkeypatch)
+
+
+@pytest.fixture
+def hurried(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Jobs of `slurm`, or of `bare_slurm`, that are queued again start soon."""
+    name = "bare_slurm" if "bare_slurm" in request.fixturenames else "slurm"
+    with hurrying(request.getfixturevalue(name)):
+        yield
 
 
 def _lend(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:

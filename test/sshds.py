@@ -125,6 +125,15 @@ class Sshd:
         self.env |= env or {}
         self.start()
 
+    def wrap(self, program: str, text: str) -> Path:
+        """Have a program over there do this from now on; `$real` is the real one. Returns where it lies."""
+        wrapper = self.folder / "bin" / program
+        wrapper.parent.mkdir(exist_ok=True)
+        wrapper.write_text(f"#!/bin/sh\nreal={shutil.which(program)}\n{text}\n")
+        wrapper.chmod(0o755)
+        self.restart({"PATH": f"{wrapper.parent}:{os.environ['PATH']}"})
+        return wrapper
+
     def connections(self) -> list[psutil.Process]:
         """The processes that each serve one connection."""
         return [process for process in psutil.process_iter(["name"]) if self._serves(process)]

@@ -16,8 +16,8 @@ LAYERS = (
     {"_version", "errors", "home", "shell", "secret", "lazy", "xm"},
     {"config", "describe", "drawing", "lookup"},
     {
-        "core", "core.forkserver", "core.main_module", "core.monitor", "core.packaging", "core.process",
-        "core.runner", "core.serialization", "core.supervisor", "core.tunnel", "rundir",
+        "checkpoint", "core", "core.forkserver", "core.main_module", "core.monitor", "core.packaging",
+        "core.process", "core.runner", "core.serialization", "core.supervisor", "core.tunnel", "rundir",
     },
     {"core.execution"},
     {"run", "console"},
@@ -43,8 +43,9 @@ VENDORS = {"docker", "google", "kubernetes", "sky"}
 SLOW = {"cloudpickle", "fabric", "fiddle", "jinja2", "paramiko", "psutil", "rich", "torchx", "typer", "yaml"}
 #: What every task, every `import nemo_run` and every command that only reads pays for.
 QUICK = {
-    "", "core.execution.base", "core.execution.local", "core.process", "core.runner", "core.supervisor",
-    "errors", "home", "run.dispatch", "run.look", "run.results", "run.store", "secret", "shell",
+    "", "cli", "cli.factories", "core.execution.base", "core.execution.local",
+    "core.process", "core.runner", "core.supervisor", "errors", "home", "run.dispatch", "run.look",
+    "run.results", "run.store", "secret", "shell",
 }  # fmt: skip
 
 

@@ -84,6 +84,7 @@ def logs(
     follow: bool = typer.Option(False, "--follow", "-f", help="Go on until the job ends."),
     regex: str = typer.Option(None, help="Only lines with a match."),
     role: str = typer.Option(None, help="Only this member of a group."),
+    rank: int = typer.Option(None, min=0, help="Only this rank, or task of an array."),
     as_json: bool = typer.Option(False, "--json", help="Print a JSON object per line."),
 ) -> None:
     """Print what a job has printed; the first job, if none is named."""
@@ -91,11 +92,12 @@ def logs(
 
     store = _open(name)
     entry = _entry(store, job)
-    for line_role, line in look.read_job_logs(store, entry, regex=regex, follow=follow, role=role):
+    for line in look.read_job_logs(store, entry, regex=regex, follow=follow, role=role, rank=rank):
         if as_json:
-            sys.stdout.write(json.dumps({"job": entry.id, "role": line_role, "line": line}) + "\n")
+            whose = {"job": entry.id, "role": line.source.role, "rank": line.source.rank}
+            sys.stdout.write(json.dumps({**whose, "line": line.text}) + "\n")
         else:
-            sys.stdout.write(line + "\n" if len(entry.roles) == 1 else f"{line_role} │ {line}\n")
+            sys.stdout.write(line.shown + "\n")
         if follow:
             sys.stdout.flush()
 

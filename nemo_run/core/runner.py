@@ -22,6 +22,8 @@ JOB_DIR, ATTEMPT, REPLICA = "NEMORUN_JOB_DIR", "NEMORUN_ATTEMPT", "NEMORUN_REPLI
 SECRET = "NEMORUN_SECRET_"
 #: Names the variables whose values are secrets, to be kept out of the record of an error.
 SECRETS = "NEMORUN_SECRETS"
+#: Names a file below the job's folder that appears when tasks are to make room, and the signal for that.
+CHECKPOINT, CHECKPOINT_SIGNAL = "NEMORUN_CHECKPOINT", "NEMORUN_CHECKPOINT_SIGNAL"
 #: Set while the launching script's definitions are executed, where nothing may be launched again.
 LOADING = "NEMORUN_LOADING"
 
@@ -56,6 +58,8 @@ def run(tree: Any, job_dir: str, role: str, rank: int | None = None) -> None:
     secrets = [os.environ.get(name, "") for name in os.environ.get(SECRETS, "").split(",")]
     try:
         _configure_logging()
+        if CHECKPOINT in os.environ:
+            watch_for_notice()
         if mentioned_names(tree):
             load_main(os.path.join(job_dir, "configs", "main.py"))
         value = call(tree)
@@ -309,6 +313,33 @@ def _configure_logging() -> None:
         import logging
 
         logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def watch_for_notice() -> None:
+    """Have this process told by the signal when the file says that the time is nearly up, if it listens.
+
+    Launchers do not hand signals on, and clusters differ in which processes they send them to.
+    """
+    import threading
+
+    name = "nemo_run watches for notice"
+    if CHECKPOINT in os.environ and name not in [thread.name for thread in threading.enumerate()]:
+        path = os.path.join(os.environ[JOB_DIR], os.environ[CHECKPOINT])
+        number = "SIG" + os.environ[CHECKPOINT_SIGNAL]
+        threading.Thread(target=_watch, args=(path, number), name=name, daemon=True).start()
+
+
+def _watch(path: str, signal_name: str) -> None:
+    import signal
+    import threading
+    import time
+
+    number = getattr(signal, signal_name)
+    while not os.path.exists(path):
+        time.sleep(1)
+    main = threading.main_thread()
+    if signal.getsignal(number) not in (signal.SIG_DFL, signal.SIG_IGN) and main.ident:
+        signal.pthread_kill(main.ident, number)  # which wakes it where it waits for something
 
 
 # --- what became of it ----------------------------------------------------------------------------------

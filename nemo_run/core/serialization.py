@@ -21,6 +21,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ class _Reader:
     def _call(self, tree: dict[str, Any], path: str) -> Any:
         kind: Any = Partial if tree.get("_partial_") else Config
         if "_buildable_" in tree:
-            kind = resolve(tree["_buildable_"])
+            kind = _resolved(tree["_buildable_"], fdl.Buildable)
         args = [self.read(item, f"{path}[{at}]") for at, item in enumerate(tree.get("_args_", ()))]
         arguments = {name: item for name, item in tree.items() if name not in _RESERVED}
         arguments.update(tree.get("_kwargs_", {}))
@@ -131,11 +132,11 @@ class _Reader:
         for key in {*cfg.__argument_tags__} - {*tree.get("_tags_", {})}:
             fdl.clear_tags(cfg, key)
         for key, tags in tree.get("_tags_", {}).items():
-            fdl.set_tags(cfg, int(key) if key.isdigit() else key, {*map(resolve, tags)})
+            fdl.set_tags(cfg, int(key) if key.isdigit() else key, {_resolved(tag, fdl.Tag) for tag in tags})
         return cfg
 
     def _instance(self, tree: dict[str, Any], path: str) -> Any:
-        cls = resolve(tree["_instance_"])
+        cls = _resolved(tree["_instance_"], object)
         instance = cls.__new__(cls)
         state = {name: self.read(item, below(path, name)) for name, item in tree["state"].items()}
         if any(isinstance(value, fdl.Buildable) for value, _ in daglish.iterate(state)):
@@ -145,14 +146,22 @@ class _Reader:
         return instance
 
 
+def _resolved(name: str, base: type) -> Any:
+    """The class of that name; nothing else, which reading a file could then be made to call."""
+    cls = resolve(name)
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise TypeError(f"{name} is not a class of the kind {base.__name__}")
+    return cls
+
+
 _KINDS: dict[str, Callable[[Any, Callable[[Any], Any]], Any]] = {
     "_list_": lambda tree, read: [read(item) for item in tree["_list_"]],
     "_dict_": lambda tree, read: {read(key): read(item) for key, item in tree["_dict_"]},
     "_tuple_": lambda tree, read: tuple(read(item) for item in tree["_tuple_"]),
     "_set_": lambda tree, read: {read(item) for item in tree["_set_"]},
     "_frozenset_": lambda tree, read: frozenset(read(item) for item in tree["_frozenset_"]),
-    "_namedtuple_": lambda tree, read: resolve(tree["_namedtuple_"])(*map(read, tree["values"])),
-    "_enum_": lambda tree, read: resolve(tree["_enum_"])[tree["name"]],
+    "_namedtuple_": lambda tree, read: _resolved(tree["_namedtuple_"], tuple)(*map(read, tree["values"])),
+    "_enum_": lambda tree, read: _resolved(tree["_enum_"], Enum)[tree["name"]],
     "_float_": lambda tree, read: float(tree["_float_"]),
     "_bytes_": lambda tree, read: base64.b64decode(tree["_bytes_"]),
     "_path_": lambda tree, read: Path(tree["_path_"]),

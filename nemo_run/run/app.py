@@ -135,7 +135,7 @@ def _make_role(
         max_retries=executor.retries,
         num_replicas=1,
         resource=Resource(cpu=executor.cpu_limit or -1, gpu=-1, memMB=-1),
-        metadata={"workdir": workdir, "task": in_process},
+        metadata={"workdir": workdir, "task": in_process, "given": argv if in_process is None else []},
     )
 
 

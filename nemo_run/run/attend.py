@@ -11,7 +11,7 @@ from nemo_run import console
 from nemo_run.run import dispatch, look
 from nemo_run.run.background import run_in_background
 from nemo_run.run.job import Job
-from nemo_run.run.logs import Tail
+from nemo_run.run.logs import Printer, Tail, sources
 from nemo_run.run.records import JobRecord
 from nemo_run.run.store import Store
 
@@ -36,26 +36,36 @@ def attend(
     Raises:
         KeyboardInterrupt: the jobs were cancelled or left to themselves after Ctrl-C.
     """
+    printer, tails = Printer(), dict[str, Tail]()
 
     def see_through() -> dict[str, JobRecord]:
-        dispatcher = dispatch.Dispatcher(store, jobs(), workers=workers)
-        with _shown(dispatcher, tail_logs, quiet):
+        known = jobs()
+        dispatcher = dispatch.Dispatcher(store, known, workers=workers)
+        for job in known.values():
+            if tail_logs or job.tail_logs:
+                tails.setdefault(job.id, Tail(job.id, printer))
+        with _shown(dispatcher, tails, quiet):
             return dispatcher.run()
 
     try:
-        return dispatch.wait(store, see_through)
-    except KeyboardInterrupt:
-        if _interrupted(store) != "wait":
-            raise
-    return dispatch.wait(store, see_through)  # a second Ctrl-C is not asked about
+        try:
+            return dispatch.wait(store, see_through)
+        except KeyboardInterrupt:
+            answer = _interrupted(store, printer)
+            if answer == "cancel":
+                _finish(tails, patience=1.0)
+            if answer != "wait":
+                raise
+        return dispatch.wait(store, see_through)  # a second Ctrl-C is not asked about
+    finally:
+        printer.stop()
 
 
 @contextlib.contextmanager
-def _shown(dispatcher: dispatch.Dispatcher, tail_logs: bool, quiet: bool) -> Iterator[None]:
+def _shown(dispatcher: dispatch.Dispatcher, tails: Mapping[str, Tail], quiet: bool) -> Iterator[None]:
     """Meanwhile show how the jobs do, and print the logs of those that are tailed."""
     ledger = dispatcher.ledger
     store, jobs = ledger.store, ledger.jobs
-    tails = {job.id: Tail(job.id) for job in jobs.values() if tail_logs or job.tail_logs}
     title = ledger.experiment.title
     with console.Progress(title, ledger.records, store.path, quiet=quiet or bool(tails)) as progress:
 
@@ -63,18 +73,26 @@ def _shown(dispatcher: dispatch.Dispatcher, tail_logs: bool, quiet: bool) -> Ite
             progress.update(record)
             if record.handle and (tail := tails.get(record.id)):
                 job = jobs[record.id]
-                tail.start(job.executors[0], record.handle, job.roles, look.secret_values(job.executors))
+                found, secrets = sources(job.roles, job.executors), look.secret_values(job.executors)
+                tail.start(job.executors[0], record.handle, found, secrets)
 
         ledger.on_change = on_change
         yield
-        for tail in tails.values():
-            tail.finish()
+        _finish(tails, patience=30.0)
 
 
-def _interrupted(store: Store) -> str:
+def _finish(tails: Mapping[str, Tail], patience: float) -> None:
+    """Have the last lines printed too."""
+    deadline = time.monotonic() + patience
+    for tail in tails.values():
+        tail.finish(deadline)
+
+
+def _interrupted(store: Store, printer: Printer) -> str:
     """After Ctrl-C: find out what becomes of the jobs, and see to it."""
     left = look.unfinished(store.read_job(entry.id) for entry in store.experiment().jobs)
-    answer = console.ask_what_becomes(len(left)) if left else "leave"
+    with printer.paused():
+        answer = console.ask_what_becomes(len(left)) if left else "leave"
     if answer == "cancel":
         look.cancel(store)
         _show_ends(store)

@@ -377,20 +377,23 @@ class Experiment:
         return status
 
     @console.people()
-    def logs(self, job_id: str, regex: str | None = None, follow: bool = False) -> None:
+    def logs(
+        self, job_id: str, regex: str | None = None, follow: bool = False, rank: int | None = None
+    ) -> None:
         """Print what a job has printed, without the values of its secrets.
 
         Args:
             job_id: Which job.
             regex: Only lines with a match.
             follow: Go on until the job ends.
+            rank: Only this one of the ranks (of an array: tasks) that have a log each.
 
         Raises:
-            NotFoundError: there is no such job, or it has not started.
+            NotFoundError: there is no such job, or it has not started, or has no such rank.
         """
         entry = self._entry(job_id)
-        for role, line in look.read_job_logs(self._open(), entry, regex=regex, follow=follow):
-            print(line if len(entry.roles) == 1 else f"{role} │ {line}")
+        for line in look.read_job_logs(self._open(), entry, regex=regex, follow=follow, rank=rank):
+            print(line.shown)
 
     @console.people()
     def cancel(self, job_id: str | None = None) -> None:

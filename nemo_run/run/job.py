@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from nemo_run.config import Config, Partial, Script, check_arguments, get_type_namespace
 from nemo_run.core.execution.base import Capability, Executor
 from nemo_run.core.execution.checks import check_installed
-from nemo_run.core.execution.launcher import get_launcher
+from nemo_run.core.execution.launcher import get_launcher, ray_launcher
 from nemo_run.core.execution.local import LocalExecutor
 from nemo_run.errors import ConfigError, UnsupportedError
 from nemo_run.run.plugin import Plugin
@@ -55,6 +55,21 @@ class Job:
             for task, executor in zip(self.tasks, self.executors, strict=True):
                 plugin.setup(task, executor)
                 executor.check()
+        self._use_ray()
+
+    def _use_ray(self) -> None:
+        """Give the member that asks for a Ray cluster by its metadata the launcher that makes one."""
+        asking = {
+            at: task.metadata["use_with_ray_cluster"]
+            for at, task in enumerate(self.tasks)
+            if isinstance(task, Script) and task.metadata.get("use_with_ray_cluster")
+        }
+        if len(asking) > 1:
+            names = " and ".join(repr(self.roles[at]) for at in asking)
+            raise ConfigError(f"{names} of group {self.id!r} ask for a Ray cluster each; let one do so")
+        for at, asked in asking.items():
+            executor = self.executors[at]
+            executor.launcher = ray_launcher(executor.launcher, asked, self.roles[at])
 
     def trees(self, main: ModuleType | None = None) -> dict[str, Any]:
         """By role what `task.json` holds; `main` stands for the launching script where that is not running.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from nemo_run.core import runner
 from nemo_run.core.execution.base import TERMINAL, AppState, Executor, JobHandle, JobStatus
 from nemo_run.errors import NemoRunError, NotFoundError, StoreError
-from nemo_run.run.logs import masker, read_logs
+from nemo_run.run.logs import Line, Source, masker, read_logs, sources
 from nemo_run.run.records import ExperimentRecord, JobEntry, JobRecord
 from nemo_run.run.results import first_error
 from nemo_run.run.script import LaunchingScript, definitions, whole_script
@@ -268,16 +268,21 @@ def _cancel_one(store: Store, entry: JobEntry) -> bool:
 
 
 def read_job_logs(
-    store: Store, entry: JobEntry, *, regex: str | None = None, follow: bool = False, role: str | None = None
-) -> Iterator[tuple[str, str]]:
-    """(role, line) of what a job printed, without the values of its secrets.
+    store: Store,
+    entry: JobEntry,
+    *,
+    regex: str | None = None,
+    follow: bool = False,
+    role: str | None = None,
+    rank: int | None = None,
+) -> Iterator[Line]:
+    """What a job printed, without the values of its secrets.
 
     Raises:
-        NotFoundError: it has not started, or has no such role.
+        NotFoundError: it has not started, or has no such role or rank.
     """
-    if role is not None and role not in entry.roles:
-        raise NotFoundError("role", role, entry.roles)
     executors = load_executors(store, entry)
+    found = sources(entry.roles, executors, role=role, rank=rank)
     while True:
         record = store.read_job(entry.id)
         handle = record.handle or (executors[0].find(record.token) if record.intent else None)
@@ -287,10 +292,10 @@ def read_job_logs(
             raise NotFoundError("log yet of job", entry.id)
         time.sleep(0.1)
     if handle is None:
-        return iter([(entry.roles[0], line) for line in log_tail(store, entry, record, 10**9).splitlines()])
-    roles = entry.roles if role is None else [role]
+        whose, text = Source(entry.roles[0], 0, ""), log_tail(store, entry, record, 10**9)
+        return iter([Line(whose, line) for line in text.splitlines()])
     secrets = secret_values(executors)
-    return read_logs(executors[0], handle, roles, regex=regex, follow=follow, secrets=secrets)
+    return read_logs(executors[0], handle, found, regex=regex, follow=follow, secrets=secrets)
 
 
 def secret_values(executors: Iterable[Executor]) -> list[str]:

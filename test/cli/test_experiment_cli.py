@@ -234,7 +234,7 @@ def test_logs_prints_the_first_job_or_the_one_named_by_id_or_number() -> None:
     assert succeeded(nemo("logs", "train", "--regex", "1$")).stdout == "line 1\n"
     assert succeeded(nemo("logs", "train", "-f")).stdout == "line 0\nline 1\n"
     lines = succeeded(nemo("logs", "train", "b", "--json")).stdout.splitlines()
-    assert list(map(strict_json, lines)) == [{"job": "b", "role": "b", "line": "other 0"}]
+    assert list(map(strict_json, lines)) == [{"job": "b", "role": "b", "rank": 0, "line": "other 0"}]
     assert "is not a regular expression" in failed(nemo("logs", "train", "--regex", "("))
 
 
@@ -244,6 +244,8 @@ def test_logs_of_a_group_can_be_narrowed_to_a_member() -> None:
     assert succeeded(nemo("logs", "train")).stdout == "say │ a 0\nsay_1 │ b 0\n"
     assert succeeded(nemo("logs", "train", "--role", "say_1")).stdout == "say_1 │ b 0\n"
     assert "no role 'x'; there are 'say', 'say_1'" in failed(nemo("logs", "train", "--role", "x"))
+    assert succeeded(nemo("logs", "train", "--rank", "0")).stdout == "say │ a 0\nsay_1 │ b 0\n"
+    assert failed(nemo("logs", "train", "--rank", "1")) == "nemo: no log of rank '1'; there are '0'\n"
 
 
 def test_logs_follow_a_job_to_its_end(gate: Path) -> None:

@@ -330,10 +330,10 @@ class ExecutorContract:
         return json.loads(subprocess.run(argv, stdout=subprocess.PIPE, check=True, timeout=60).stdout)
 
 
-def prepare(task: Any, executor: Executor) -> Plan:
+def prepare(task: Any, executor: Executor | list[Executor]) -> Plan:
     """What dispatch does to the one job of an experiment before it submits it."""
-    experiment = Experiment("contract", executor)
-    experiment.add(task, name="job")
+    experiment = Experiment("contract")
+    experiment.add(task, executor, name="job")
     [job] = experiment.jobs
     record = launch_record(experiment.id, experiment.title, [job])
     find_origins([job], Path.cwd())

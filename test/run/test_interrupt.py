@@ -35,6 +35,12 @@ trace, go = sys.argv[1:]
 text = f"trap 'echo asked >> {trace}' TERM; echo a >> {trace}; while [ ! -e {go} ]; do sleep 0.05; done"
 run.run(run.Script(inline=text), run.LocalExecutor(), name="long")
 """
+#: A job that prints all the time, and does not end when it is asked to.
+CHATTY = """
+trace, go = sys.argv[1:]
+text = f"trap : TERM; echo a >> {trace}; n=0; while [ ! -e {go} ]; do echo line $((n += 1)); done; echo end"
+run.run(run.Script(inline=text), run.LocalExecutor(), name="long")
+"""
 #: Makes the terminal it is given its own, as a shell would, and becomes the command.
 TAKE_TERMINAL = """
 import fcntl, os, sys, termios
@@ -68,9 +74,16 @@ class Terminal:
             with contextlib.suppress(OSError):
                 self.shown += os.read(self._master, 65536).decode(errors="replace")
 
-    def wait_for(self, text: str, seconds: float = 30.0) -> None:
+    def shown_within(self, seconds: float) -> str:
+        """All that is shown by then."""
         deadline = time.monotonic() + seconds
-        while text not in self.shown:
+        while (left := deadline - time.monotonic()) > 0:
+            self._read(left)
+        return self.shown
+
+    def wait_for(self, text: str, seconds: float = 30.0, *, after: int = 0) -> None:
+        deadline = time.monotonic() + seconds
+        while text not in self.shown[after:]:
             assert time.monotonic() < deadline, f"never shown: {text!r}; instead {self.shown!r}"
             self._read(0.05)
 
@@ -256,6 +269,35 @@ def test_a_second_interrupt_while_a_stubborn_job_is_ending_ends_at_once(scene: S
     until(lambda: "asked" in lines(scene.trace), "the job is asked to end")
     terminal.type(CTRL_C)
     assert terminal.end(8) in INTERRUPTED, terminal.shown
+
+
+@pytest.mark.parametrize("time", range(3))
+def test_a_second_interrupt_while_a_job_prints_all_the_time_ends_at_once(time: int, scene: Scene) -> None:
+    """A thread that is printing when Python ends must not have it aborted (SIGABRT)."""
+    terminal = scene.in_terminal(CHATTY)
+    terminal.wait_for("│ line")
+    terminal.type(CTRL_C)
+    terminal.wait_for(QUESTION)
+    terminal.type("c\n")
+    terminal.wait_for("│ line", after=len(terminal.shown))
+    terminal.type(CTRL_C)
+    assert terminal.end(8) in INTERRUPTED, terminal.shown[-2000:]
+
+
+def test_nothing_is_printed_over_the_question_and_to_wait_on_repeats_no_line(scene: Scene) -> None:
+    terminal = scene.in_terminal(CHATTY)
+    terminal.wait_for("│ line")
+    terminal.type(CTRL_C)
+    terminal.wait_for("[c] ")
+    before = terminal.shown
+    assert terminal.shown_within(0.5) == before
+    terminal.type("w\n")
+    terminal.wait_for("│ line", after=len(before))
+    scene.go.touch()
+    assert terminal.end() == 0
+    numbers = [int(number) for number in re.findall(r"│ line (\d+)\r\n", terminal.shown)]
+    assert numbers == sorted(set(numbers))  # a terminal throws some away itself at Ctrl-C
+    assert terminal.shown.count("│ end") == 1
 
 
 # --- other ends of a launcher ---------------------------------------------------------------------------

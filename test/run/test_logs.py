@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 import user_tasks
-from programs import until
+from programs import call, until
 
 import nemo_run as run
 from nemo_run.core.masking import MASK, mask_stream, worth_masking
-from nemo_run.run.logs import masker
+from nemo_run.run.logs import Printer, masker
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -133,6 +134,45 @@ def test_the_error_of_a_job_that_was_retried_shows_its_last_attempt() -> None:
             experiment.run()
     assert caught.value.log_tail == "attempt 2"
     assert "logs/job_0.attempt2.log" in str(caught.value)
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_rank_that_a_job_does_not_have_is_an_error(follow: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    experiment = ran(user_tasks.say)
+    experiment.logs("job", rank=0, follow=follow)
+    assert capfd.readouterr().out == "line 0\nline 1\nline 2\n"
+    with pytest.raises(run.NotFoundError, match="no log of rank '1'; there are '0'"):
+        experiment.logs("job", rank=1, follow=follow)
+
+
+def test_a_printer_waits_while_it_is_paused_and_prints_nothing_once_stopped(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    printer = Printer()
+    assert printer("a")
+    with printer.paused():
+        late = threading.Thread(target=printer, args=("b",))
+        late.start()
+        late.join(0.2)
+        assert late.is_alive()
+        assert capfd.readouterr().out == "a\n"
+    late.join(10)
+    assert capfd.readouterr().out == "b\n"
+    printer.stop()
+    assert not printer("c")
+    assert capfd.readouterr().out == ""
+
+
+def test_a_job_whose_lines_nobody_reads_is_seen_through(home: Path, tmp_path: Path) -> None:
+    program = (
+        "import nemo_run as run\nrun.run(run.Script(inline='seq 1 200000'), run.LocalExecutor(), name='x')"
+    )
+    path = tmp_path / "script.py"
+    path.write_text(program)
+    done = call(["sh", "-c", f"{sys.executable} {path} | head -n 1"])
+    assert done.stdout == "x │ 1\n"
+    assert "Exception in thread" not in done.stderr
+    assert run.Experiment.from_title("x").status(return_dict=True)["x"]["status"].name == "SUCCEEDED"
 
 
 def test_bytes_that_are_no_text_are_shown_as_such(capfd: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from nemo_run.config import Script
     from nemo_run.core.execution.base import Topology
 
+#: Tells a Ray cluster's processes how the names of their logs begin.
+RAY_LOGS = "NEMORUN_RAY_LOGS"
 #: Makes the folder, then becomes `nsys`.
 _NSYS = 'mkdir -p "$0" && exec nsys profile "$@"'
 #: The same, and has the devices' own counters sampled on the nodes that GPU_METRICS_NODES lists, or on all.
@@ -328,12 +330,15 @@ class SlurmTemplate(Launcher):
 
 @dataclass(kw_only=True)
 class SlurmRay(SlurmTemplate):
-    """Makes one Ray cluster of all nodes and runs the task on the first, with RAY_ADDRESS set."""
+    """Makes one Ray cluster of all nodes and runs the task on the first, with RAY_ADDRESS set.
 
-    #: The head's ports: of its store, and of its dashboard.
+    `Script(metadata={"use_with_ray_cluster": True})` asks for the same, or with a dict for its fields.
+    """
+
+    #: The head's ports: the one by which the cluster is known, and its dashboard's.
     gcs_server_port: int = 6379
     dashboard_port: int = 8265
-    #: Ports on each node.
+    #: Ports on each node; 0, as for the dashboard, is any that is free.
     object_manager_port: int = 8076
     node_manager_port: int = 8077
     dashboard_agent_port: int = 52365
@@ -361,7 +366,8 @@ class SlurmRay(SlurmTemplate):
             raise ConfigError(f"{what} holds a secret; secrets go into the executor's env_vars")
         for name, value in vars(self).items():
             if name.endswith(("_port", "_wait_time")):
-                self._check(name, _is_count(value), "a whole number")
+                self._check(name, _is_count(value) and value < 2**16, "a whole number")
+        self._check("gcs_server_port", self.gcs_server_port > 0, "a port")
 
     def wrap(self, command: Command, topology: Topology) -> Command:
         """The template is also given the topology, each value as shell text, and its own fields."""
@@ -376,6 +382,7 @@ class SlurmRay(SlurmTemplate):
             "nodes": topology.nodes,
             "node_rank": quote(topology.node_rank),
             "head_address": quote(topology.head_address),
+            "logs": quote(f"{command.rundir}/logs/ray-"),
         }
         return _as_command(self.render(list(command.argv), variables), command)
 
@@ -456,3 +463,28 @@ def get_launcher(launcher: Launcher | str | None) -> Launcher:
         raise ConfigError(f"launcher is {launcher!r}; give a Launcher, or one of {', '.join(_BY_NAME)}")
     launcher.check()
     return launcher
+
+
+def ray_launcher(launcher: Launcher | str | None, asked: Any, role: str) -> SlurmTemplate:
+    """The launcher of a script whose metadata ask for a Ray cluster, with what its executor has.
+
+    Args:
+        launcher: The executor's; one that starts a template's script is kept.
+        asked: `True`, or fields of SlurmRay.
+        role: Whose it is, for messages.
+
+    Raises:
+        ConfigError: the executor has another launcher, or SlurmRay has no such field.
+    """
+    given = get_launcher(launcher)
+    if isinstance(given, SlurmTemplate):
+        return given
+    what = f"{role!r} asks for a Ray cluster (use_with_ray_cluster)"
+    if given != Launcher():
+        raise ConfigError(f"{what}, and its executor's launcher is {type(given).__name__}; give one of them")
+    values = asked if isinstance(asked, dict) else {}
+    known = [entry.name for entry in fields(SlurmRay)]
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"{what}, and SlurmRay has no field {name!r}{suggestion(str(name), known)}")
+    return SlurmRay(**values)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from signal import Signals
 from typing import Any, ClassVar
 
 from nemo_run.core import runner
@@ -27,11 +28,13 @@ from nemo_run.core.execution.base import (
 )
 from nemo_run.core.execution.checks import check_count, check_kind, check_whole_job
 from nemo_run.core.execution.launcher import SlurmRay, get_launcher
+from nemo_run.core.execution.slurm_queue import indices
 from nemo_run.core.execution.slurm_script import (
     LIBRARY,
     RUNDIR,
     dependency,
     environment,
+    job_name,
     remote_path,
     render_sbatch,
     shown,
@@ -57,7 +60,7 @@ _WHOLE_JOB = (
 #: And on these where they share one allocation.
 _ONE_ALLOCATION = (
     "account", "partition", "qos", "time", "mem", "mem_per_gpu", "mem_per_cpu", "memory_limit", "constraint",
-    "exclude", "exclusive", "signal", "additional_parameters",
+    "exclude", "exclusive", "signal", "requeue_on_timeout", "additional_parameters",
 )  # fmt: skip
 #: Options of sbatch that a field stands for, or without which a job could not be found again.
 _OURS = {
@@ -77,6 +80,8 @@ _DEPENDENCY_TYPES = (
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?\Z")
 _ENDLESS = ("unlimited", "infinite")
 _ARRAY = re.compile(r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%\d+)?\Z")
+#: Signals by which Slurm itself ends and stops jobs, and that of a child's end.
+_TAKEN = (Signals.SIGTERM, Signals.SIGKILL, Signals.SIGSTOP, Signals.SIGCONT, Signals.SIGCHLD)
 _SIGNAL = re.compile(r"([BR]{1,2}:)?[A-Za-z0-9]+(@\d+)?\Z")
 _MEMORY = re.compile(r"\d+[KMGTkmgt]?\Z")
 
@@ -155,6 +160,8 @@ class SlurmExecutor(Executor):
     gres: str | None = None
     #: A signal before the time is up: "USR1@120" for the tasks, "B:USR1@120" for the batch script.
     signal: str | None = None
+    #: Have tasks save what they have before the time is up, and run the job again until `retries` are spent.
+    requeue_on_timeout: bool = False
     #: Whether nodes are shared with nobody; or "user", "mcs", "topo".
     exclusive: bool | str | None = None
     #: Run as many equal tasks, each with its own SLURM_ARRAY_TASK_ID: "0-9", "1,5,7", "0-99%10".
@@ -227,7 +234,10 @@ class SlurmExecutor(Executor):
             check_count(self, name, 0, optional=True)
         for name in ("wait_time_for_group_job", "monitor_group_job_wait_time"):
             check_count(self, name, 0)
+        check_kind(self, "requeue_on_timeout", bool)
         self._check_forms()
+        if self.requeue_on_timeout:
+            self._check_requeue()
         self._check_lists()
         self._check_supported()
 
@@ -245,7 +255,7 @@ class SlurmExecutor(Executor):
             endless = name == "time" and isinstance(value, str) and value.lower() in _ENDLESS
             if value is not None and not endless and not (isinstance(value, str) and form.match(value)):
                 raise self._refusal(name, wanted)
-        if self.time is not None and self.walltime() == "0":
+        if self.time is not None and _minutes(self.time) == 0:
             raise self._refusal("time", "more than no time")
         if self.dependency_type not in _DEPENDENCY_TYPES:
             raise self._refusal("dependency_type", f"one of {', '.join(_DEPENDENCY_TYPES)}")
@@ -254,6 +264,20 @@ class SlurmExecutor(Executor):
         for one, other in (("cpus_per_task", "cpu_limit"), ("mem", "memory_limit")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise ConfigError(f"SlurmExecutor.{one} and {other} are one setting here; give one of them")
+
+    def _check_requeue(self) -> None:
+        name = type(self).__name__
+        if not self.retries:
+            raise ConfigError(f"{name}.requeue_on_timeout needs retries; say how often it may run again")
+        if "signal" in (self.additional_parameters or {}):
+            raise ConfigError(f"{name}.additional_parameters holds 'signal'; use signal for it")
+        if (notice := self.notice()) is None:
+            raise self._refusal("signal", 'one that a task can catch, and not TERM, such as "USR1@120"')
+        if notice[1] >= 60 * _minutes(self.walltime()):
+            raise ConfigError(
+                f"{name}.signal comes {notice[1]} s before the end of a job of {self.walltime()}: before its"
+                " beginning; give it more time, or a later signal"
+            )
 
     def _check_lists(self) -> None:
         for name in ("container_mounts", "container_env", "srun_args", "dependencies"):
@@ -313,13 +337,21 @@ class SlurmExecutor(Executor):
         launcher = get_launcher(self.launcher)
         return 1 if launcher.rank_variable or isinstance(launcher, SlurmRay) else self.ntasks_per_node
 
+    def replicas(self) -> Sequence[int]:
+        """A log for each process that Slurm starts, or for each task of an array."""
+        if self.array:
+            return [int(number) for number in indices(self.array)]
+        return range(self.nodes * self.tasks_per_node())
+
     def topology(self) -> Topology:
         """The nodes know it when they run."""
         several = self.tasks_per_node() > 1
+        # Members of a heterogeneous job meet on their own component's first node.
+        head = Expand("${member_node_ip:-$head_node_ip}" if self.heterogeneous else "$head_node_ip")
         return Topology(
             nodes=self.nodes,
             procs_per_node=self.nproc_per_node(),
-            head_address=Expand("$head_node_ip") if self.nodes > 1 else "localhost",
+            head_address=head if self.nodes > 1 else "localhost",
             node_rank=Expand("$SLURM_NODEID"),
             local_rank=Expand("$SLURM_LOCALID") if several else "",
         )
@@ -380,6 +412,16 @@ class SlurmExecutor(Executor):
         given = _minutes(self.time)
         return self.time if limit is None or given <= limit else str(limit)
 
+    def notice(self) -> tuple[str, int] | None:
+        """The signal before a requeue, and how many seconds before the end it comes; None if it cannot be.
+
+        Where nothing is said of it it is USR2, 120 s before the end, or at three quarters of a short time.
+        """
+        if self.signal is None:
+            return "USR2", int(min(120, 15 * _minutes(self.walltime())))
+        name, _, seconds = self.signal.rpartition(":")[2].partition("@")
+        return (found, int(seconds or 60)) if (found := _signal_name(name)) else None
+
     def dependency_ids(self) -> list[str]:
         """The numbers of the jobs that must end first; a handle ends with one."""
         numbers = [str(each).rstrip("/").rpartition("/")[2] for each in self.dependencies]
@@ -427,6 +469,9 @@ class SlurmExecutor(Executor):
             "id": spec.id,
             "token": spec.token,
             "script": text,
+            "name": job_name(spec),
+            "array_name": self._array_name(spec),
+            "comment": self.comment or "",
             "folder": folder,
             "home": str(spec.job_dir),
             "base": self.tunnel.job_dir,
@@ -442,6 +487,12 @@ class SlurmExecutor(Executor):
             },
             **slurm_check.needs(spec),
         }
+
+    def _array_name(self, spec: JobSpec) -> str:
+        """What Slurm calls jobs like this one together; nothing if this one's names or logs are its own."""
+        if self.job_details != SlurmJobDetails():
+            return ""
+        return self.name_prefix() + spec.job_dir.parent.parent.name
 
     def connect(self) -> None:
         """Be logged in where jobs are submitted."""
@@ -488,8 +539,7 @@ class SlurmExecutor(Executor):
     def status(self, handles: Sequence[JobHandle]) -> list[JobStatus]:
         """From the jobs' own words; for the others one squeue, and for those gone from there one sacct."""
         found = slurm_job.look(self.tunnel, handles) if handles else []
-        pairs = zip(handles, found, strict=True)
-        return [slurm_home.brought_home(self.tunnel, handle, status) for handle, status in pairs]
+        return slurm_home.brought_home(self.tunnel, handles, found)
 
     def await_news(self, handles: Sequence[JobHandle], seconds: float) -> None:
         """Where the jobs' folders are here their ends are seen at once."""
@@ -523,6 +573,16 @@ def _warn_of_unmarked(job: str, found: str) -> None:
         job,
         found,
     )
+
+
+def _signal_name(given: str) -> str | None:
+    """A signal's name, less its SIG, if a task can wait for it; it is given by name or by number."""
+    try:
+        name = given.upper().removeprefix("SIG")
+        number = Signals(int(name)) if name.isdigit() else Signals[f"SIG{name}"]
+    except (KeyError, ValueError):
+        return None
+    return None if number in _TAKEN else number.name.removeprefix("SIG")
 
 
 def _minutes(time_text: str) -> float:

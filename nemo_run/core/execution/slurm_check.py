@@ -23,7 +23,7 @@ Record = Mapping[str, Any]
 #: Without these nothing is submitted, found again or ended.
 _PROGRAMS = ("sbatch", "squeue", "scancel")
 #: What each check does; one that finds nothing wrong says nothing.
-_FUNCTIONS = """\
+FUNCTIONS = """\
 umask 077
 check() {
     at=$1
@@ -90,7 +90,7 @@ def needs(spec: JobSpec) -> dict[str, Any]:
 def checking(requests: Sequence[Record]) -> str:
     """A script that looks at all that these jobs need, each thing once, and prints what is wrong."""
     lines = [join(["check", str(at), *check.call]) + "\n" for at, check in enumerate(_checks(requests))]
-    return _FUNCTIONS + "".join(lines) + "exit 0\n"
+    return FUNCTIONS + "".join(lines) + "exit 0\n"
 
 
 def parse_checking(printed: bytes, requests: Sequence[Record]) -> list[Problem]:
@@ -117,7 +117,7 @@ def check(tunnel: Tunnel, requests: Sequence[Record]) -> None:
         if not problem.fatal:
             _warn(tunnel.key, problem.text)
     if fatal := [problem.text for problem in problems if problem.fatal]:
-        raise SubmitError(f"nothing was submitted on {tunnel.key}: " + "; ".join(fatal))
+        raise SubmitError(f"{tunnel.key} is not as these jobs need it: " + "; ".join(fatal))
 
 
 @functools.lru_cache(maxsize=1000)

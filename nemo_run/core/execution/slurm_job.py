@@ -20,6 +20,7 @@ from nemo_run.core.execution.slurm_queue import (
     indices,
     parse_sacct,
     parse_squeue,
+    parts_of,
     sacct,
     squeue,
 )
@@ -46,7 +47,7 @@ class Queue:
         """By number those of some jobs that Slurm's controller knows, by one command at most."""
         with self._lock:
             fresh = time.monotonic() - self._at < _FRESH
-            if not (fresh and all(number in self._seen for number in numbers)):
+            if not (fresh and all(parts_of(self._seen, number) for number in numbers)):
                 self._seen = _squeue(tunnel, numbers)
                 self._at = time.monotonic()
             return self._seen
@@ -79,6 +80,8 @@ class Word:
         self.handle = handle
         self.begin = _record(files.get(f"{handle.data['folder']}/begin.json"), handle)
         self.end = _record(files.get(f"{handle.data['folder']}/end.json"), handle)
+        if self.begin and self.end and self.end["attempt"] < self.begin["attempt"]:
+            self.end = None  # of one whose node was taken for dead while the next ran
         self.cancelled = f"{handle.data['folder']}/cancelled" in files
 
     @property
@@ -100,7 +103,10 @@ class Word:
     def _status(self, end: Record) -> JobStatus:
         code = int(end["exit_code"])
         message = ""
-        if code:
+        if why := end.get("again"):
+            what = "TIMEOUT: its time was up" if end["told"] else "it asked to be run again"
+            message = f"{what} in attempt {end['attempt']}, and {why}"
+        elif code:
             roles = _roles(self.handle)
             who = f"{roles[end['member']]}: " if len(roles) > 1 else ""
             message = who + _failure(code)
@@ -110,7 +116,7 @@ class Word:
     def fill(self, status: JobStatus) -> JobStatus:
         """What Slurm says, with what it does not say: exit codes, times, attempts."""
         begin, end = self.begin or {}, self.end or {}
-        code, message = status.exit_code, status.message
+        code, message = status.exit_code, status.message.removesuffix(": TimeLimit")
         if status.state in TERMINAL and code in (None, 0):
             code = {"TIMEOUT": 124, "CANCELLED": 143, "OUT_OF_MEMORY": 137}.get(
                 message, end.get("exit_code") if status.state != AppState.SUCCEEDED else 0
@@ -118,10 +124,12 @@ class Word:
         if message == "TIMEOUT":
             limit = self.handle.data["limit"]
             message = f"TIMEOUT: ran longer than {limit} s" if limit else "TIMEOUT: ran longer than allowed"
+            message += ", and its retries are spent" if end.get("told") else ""
         elif message == "CANCELLED":
             message = "cancelled"
-        elif status.state == AppState.FAILED and not message:
-            message = f"FAILED, without word in {self.handle.data['folder']}: do the nodes see that folder?"
+        elif status.state == AppState.FAILED and message in ("", "FAILED"):
+            message = f"FAILED, without word in {self.handle.data['folder']}: "
+            message += "a node could not start it again" if begin else "do the nodes see that folder?"
         ended = end.get("ended") if status.state in TERMINAL else None
         return JobStatus(
             state=status.state,
@@ -177,6 +185,7 @@ def look(tunnel: Tunnel, handles: Sequence[JobHandle]) -> list[JobStatus]:
     found = {key: status for key, word in words.items() if (status := word.final)}
     rest, problem = [handle for handle in handles if handle.id not in found], ""
     seen: dict[str, list[Seen]] = {}
+    answer: dict[str, list[Seen]] = {}
     for ask in (_ask_queue, _sacct):
         asked = [
             h.data["job"] for h in rest if not _is_settled(h, seen.get(h.data["job"], []), ask is _sacct)
@@ -186,12 +195,12 @@ def look(tunnel: Tunnel, handles: Sequence[JobHandle]) -> list[JobStatus]:
         except TunnelError as exc:
             problem, answer = problem or str(exc), {}
         for number in asked:
-            if parts := answer.get(number):
+            if parts := parts_of(answer, number):
                 seen[number] = _together(seen.get(number, []), parts, ends_alone=ask is _sacct)
     for handle in rest:
         parts = _with_own_words(tunnel, handle, seen.get(handle.data["job"], []))
         word = words[handle.id]
-        found[handle.id] = word.fill(as_one(parts)) if parts else _unseen(word, problem)
+        found[handle.id] = word.fill(as_one(parts)) if parts else _unseen(word, problem, answer)
     return [found[handle.id] for handle in handles]
 
 
@@ -236,11 +245,15 @@ def _with_own_words(tunnel: Tunnel, handle: JobHandle, parts: list[Seen]) -> lis
     return list(by_name.values()) if any(part.state != "LOST" for part in by_name.values()) else []
 
 
-def _unseen(word: Word, problem: str) -> JobStatus:
+def _unseen(word: Word, problem: str, accounted: Mapping[str, list[Seen]]) -> JobStatus:
     """A job of which Slurm knows nothing; if it could be asked, what the job said last counts."""
     if not problem and (status := word.last):
         return status
     number = word.handle.data["job"]
+    whole, _, task = number.partition("_")
+    if task and not problem and not word.begin and whole in accounted:
+        # What is taken out of an array before it begins is never heard of again.
+        return word.fill(Seen(state="CANCELLED").status())
     message = problem or f"Slurm knows of no job {number} any more, and it has left no word of its end"
     return JobStatus(state=AppState.UNKNOWN, message=message)
 

@@ -93,15 +93,19 @@ class Seen:
 
 
 def squeue(numbers: Sequence[str]) -> list[str]:
-    """The command that asks the queue for some jobs."""
-    options = ["--noheader", "--all", "--states=all", f"--jobs={','.join(numbers)}", f"--format={SQUEUE}"]
+    """The command that asks the queue for some jobs; for tasks of an array it asks for that."""
+    options = ["--noheader", "--all", "--states=all", f"--jobs={_whole(numbers)}", f"--format={SQUEUE}"]
     return [*_IN_FULL, "squeue", *options]
 
 
 def sacct(numbers: Sequence[str]) -> list[str]:
-    """The command that asks the accounting for some jobs."""
-    options = ["--allocations", "--noheader", "--parsable2", f"--jobs={','.join(numbers)}"]
+    """The command that asks the accounting for some jobs; for tasks of an array it asks for that."""
+    options = ["--allocations", "--noheader", "--parsable2", f"--jobs={_whole(numbers)}"]
     return [*_IN_FULL, "sacct", *options, f"--format={SACCT}"]
+
+
+def _whole(numbers: Sequence[str]) -> str:
+    return ",".join(dict.fromkeys(number.partition("_")[0] for number in numbers))
 
 
 def parse_squeue(printed: str) -> dict[str, list[Seen]]:
@@ -125,6 +129,13 @@ def parse_sacct(printed: str) -> dict[str, list[Seen]]:
             for part in _parts(match[2] or ""):
                 found[match[1]].append(Seen(state=state, part=part, exit_code=code))
     return dict(found)
+
+
+def parts_of(seen: Mapping[str, list[Seen]], number: str) -> list[Seen]:
+    """What has been seen of a job; one that is the task of an array has its part of what was seen of that."""
+    whole, _, task = number.partition("_")
+    found = seen.get(whole, [])
+    return [replace(part, part="") for part in found if part.part == task] if task else found
 
 
 def as_one(parts: Sequence[Seen]) -> JobStatus:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_run.core.execution.base import JobSpec
 from nemo_run.core.execution.checks import parse_bytes
-from nemo_run.core.execution.launcher import get_launcher
+from nemo_run.core.execution.launcher import RAY_LOGS, SlurmRay, get_launcher
 from nemo_run.core.execution.macros import ExecutorMacros
+from nemo_run.core.runner import JOB_DIR
 from nemo_run.errors import ConfigError
 from nemo_run.shell import Expand, exports, join, quote, through_shell
 
@@ -40,6 +41,13 @@ _OPTIONS = (
 #: Options that hold for a job, not for each component of a heterogeneous one.
 _WHOLE = ("array", "comment", "dependency", "kill-on-invalid-dep", "open-mode", "output", "error", "requeue")
 _PLAIN = re.compile(r"[A-Za-z0-9@%_+:,./=\[\]*^~-]+\Z")
+#: Variables that bash sets by itself, whatever it is told.
+_BASHS_OWN = {
+    "_", "BASHOPTS", "BASHPID", "BASH_ALIASES", "BASH_ARGC", "BASH_ARGV", "BASH_CMDS", "BASH_COMMAND",
+    "BASH_LINENO", "BASH_SOURCE", "BASH_SUBSHELL", "BASH_VERSINFO", "DIRSTACK", "EPOCHREALTIME",
+    "EPOCHSECONDS", "EUID", "FUNCNAME", "GROUPS", "HISTCMD", "LINENO", "OPTIND", "PPID", "RANDOM",
+    "SECONDS", "SHELLOPTS", "SRANDOM", "UID",
+}  # fmt: skip
 _LOOKS_EXPANDED = re.compile(r"\$\(|`|\$\{?[A-Za-z_]")
 
 
@@ -72,11 +80,15 @@ def dependency(spec: JobSpec) -> str:
 
 def environment(role: Role, executor: SlurmExecutor) -> dict[str, Any]:
     """The variables of a role's file: all but those that each of its tasks expands by itself."""
+    if taken := sorted(_BASHS_OWN & role.env.keys()):
+        raise ConfigError(f"{role.name}: bash sets {', '.join(taken)} by itself; name the variable otherwise")
     values = {name: _macro(value) for name, value in role.env.items()}
     if role.metadata.get("task") is not None and not executor.shares_files():
         # The launching script, which the task may be part of, imports nemo_run.
         library = LIBRARY if executor.container_image else os.path.dirname(executor.library())
         values["PYTHONPATH"] = os.pathsep.join(filter(None, (values.get("PYTHONPATH"), library)))
+    if isinstance(get_launcher(executor.launcher), SlurmRay):
+        values[RAY_LOGS] = f"{values[JOB_DIR]}/logs/{executor.job_details.ray_log_prefix}"
     return {name: value for name, value in values.items() if not _per_task(value)}
 
 
@@ -115,8 +127,9 @@ def unmarked(spec: JobSpec) -> list[str]:
     for role, executor in zip(spec.app.roles, spec.members, strict=True):
         env = [name for name in executor.env_vars if _looks_expanded(role.env.get(name))]
         found += [f"the variable {name}" for name in env]
-        if role.metadata.get("task") is None:
-            found += [f"the argument {word!r}" for word in role.args if _looks_expanded(word)]
+        # What a launcher adds it means as it is.
+        given = role.metadata.get("given", role.args)
+        found += [f"the argument {word!r}" for word in given if _looks_expanded(word)]
     return found
 
 
@@ -193,6 +206,8 @@ def options(executor: SlurmExecutor) -> dict[str, Any]:
     """The options of sbatch that an executor's fields stand for."""
     values = {name.replace("_", "-"): getattr(executor, name) for name in _OPTIONS}
     values["time"] = executor.walltime()
+    if executor.requeue_on_timeout and (notice := executor.notice()):
+        values["signal"] = f"B:{notice[0]}@{notice[1]}"
     values["cpus-per-task"] = executor.cpus_per_task or executor.cpu_limit
     if executor.mem is not None:
         values["mem"] = executor.mem
@@ -229,6 +244,8 @@ def _shape(executors: list[SlurmExecutor]) -> dict[str, Any]:
 def _preamble(spec: JobSpec, executors: list[SlurmExecutor]) -> str:
     first = executors[0]
     lines = ["\nsource ./slurm_job.sh || exit 126\n"]
+    if first.requeue_on_timeout:
+        lines.append(_room(spec, first))
     if first.heterogeneous and len(executors) > 1:
         numbers = {component_of(executors, at) or 0 for at in range(len(executors))}
         lines += [
@@ -240,6 +257,20 @@ def _preamble(spec: JobSpec, executors: list[SlurmExecutor]) -> str:
     if first.setup_lines:
         lines.append(first.setup_lines.rstrip("\n") + "\n")
     return "".join(lines)
+
+
+def _room(spec: JobSpec, executor: SlurmExecutor) -> str:
+    """What is done when the time is nearly up; a tenth of what is left is for the requeue itself.
+
+    A launcher would end by the signal and not hand it on, and our runner hears of it otherwise.
+    """
+    name, seconds = executor.notice() or ("", 0)
+    plain = [
+        role.name
+        for role, member in zip(spec.app.roles, spec.members, strict=True)
+        if role.metadata.get("task") is None and not get_launcher(member.launcher).rank_variable
+    ]
+    return join(["room_on", name, str(seconds - math.ceil(seconds / 10)), *plain]) + "\n"
 
 
 def _mentions(spec: JobSpec, name: str) -> bool:
@@ -254,6 +285,8 @@ def _member(
     lines = "\n"
     if executor.working_dir and not executor.container_image:
         lines += f"mkdir -p {quote(workdir)}\n"
+    if executor.container_image:
+        lines += "".join(f"[ -e {path} ] || mkdir -p {path}\n" for path in _own_sources(executor, rundir))
     steps = _step_options(executor, executors, component)
     logs = executor.job_details.srun_stdout
     pattern = filename(f"{rundir}/logs/{role.name}_") + ("" if executor.array else "%t")
@@ -267,6 +300,8 @@ def _member(
     program = "srun" if "PATH" not in role.env else quote(Expand("$srun"))
     if "PATH" in role.env:
         lines += "srun=$(command -v srun)\n"
+    if component and executor.nodes > 1:
+        lines += f'member_node_ip=$(address_of "$het_group_host_{component}") '
     return (
         lines
         + " \\\n    ".join([f"member {quote(role.name)} {program}", *words, _command(role, executor)])
@@ -302,6 +337,13 @@ def _container(executor: SlurmExecutor, workdir: str, rundir: str) -> Iterator[s
     yield quote(f"--container-workdir={workdir}")
     if executor.container_env:
         yield quote(f"--container-env={','.join(executor.container_env)}")
+
+
+def _own_sources(executor: SlurmExecutor, rundir: str) -> Iterator[str]:
+    """What containers see of the job's folder, as shell text; without it they would not start."""
+    for mount in executor.container_mounts:
+        if mount.startswith("/$nemo_run/"):
+            yield quote(_mount(mount.partition(":")[0], rundir))
 
 
 def _mount(mount: str, rundir: str) -> str:

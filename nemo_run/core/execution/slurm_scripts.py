@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nemo_run.core.execution.slurm_array import Array
 from nemo_run.core.execution.slurm_queue import NO_ACCOUNTING
 from nemo_run.shell import join, quote
 
@@ -22,15 +24,13 @@ trap '' INT HUP PIPE TERM
 umask 077
 cd -- "$above" || exit
 {_LOCK}submit() {{
-    at=$1 token=$3 how=$4 after=$5 before= number=
+    at=$1 token=$3 how=$4 after=$5
     cd -- "$2" || return
     shift 5
-    [ ! -e submission ] || {{ IFS= read -r before; read -r number; }} <submission
+    look
     if [ "$before" = "$token" ]; then
         if [ "$number" ]; then say submitted "$number"; return; fi
         if [ "$how" != again ]; then say tried; return; fi
-    elif [ "$before" ]; then
-        rm -rf begin*.json end*.json failures* cancelled
     fi
     for folder do
         number=
@@ -39,7 +39,8 @@ cd -- "$above" || exit
         after=$after:${{number%%;*}}
     done
     if [ $# = 0 ]; then set --; else set -- "--dependency=$after" --kill-on-invalid-dep=yes; fi
-    printf '%s\\n' "$token" >submission || return
+    [ ! -e array ] || rm -f array
+    begin || return
     # The number is kept here, too: it must be told even if there is no room left for it.
     if number=$(sbatch --parsable "$@" sbatch.sh 2>"$said" </dev/null) && [ "$number" ]; then
         printf '%s\\n' "$number" >>submission
@@ -48,9 +49,53 @@ cd -- "$above" || exit
         say refused "$number$(cat "$said")"
     fi
 }}
+# What is known of the job in this folder.
+look() {{
+    before= number=
+    [ ! -e submission ] || {{ IFS= read -r before; read -r number; }} <submission
+}}
+# From now on it counts as tried, and what an earlier one has left here does not count.
+begin() {{
+    [ ! "$before" ] || [ "$before" = "$token" ] || rm -rf begin*.json end*.json failures* cancelled
+    printf '%s\\n' "$token" >submission
+}}
+# Jobs of which one has been tried are submitted one by one, and so are those of an array that Slurm takes for
+# too many at once.
+array() {{
+    parts=$1 first=$2 whole=$3 fresh=yes failed=
+    $parts look
+    if [ ! "$fresh" ]; then how=once; $parts alone; return; fi
+    $parts note
+    [ ! "$failed" ] && cd -- "$first" && printf '%s' "$4" >array.sh || return
+    if main=$(sbatch --parsable array.sh 2>"$said" </dev/null) && [ "$main" ]; then
+        $parts number
+        return
+    fi
+    words=$main$(cat "$said")
+    case $words in
+        *'nvalid job array'* | *'violates accounting/QOS'*) how=again; $parts alone ;;
+        *) $parts refuse ;;
+    esac
+}}
+# One job of an array.
+part() {{
+    at=$3 token=$5
+    cd -- "$4" || {{ fresh= failed=yes; return; }}
+    case $1 in
+        look) look; [ "$before" != "$token" ] || fresh= ;;
+        note) look; printf '%s\\n' "$token" "$2" "$whole" "$first/logs" >array && begin || failed=yes ;;
+        number)
+            number=${{main%%;*}}_$2
+            printf '%s\\n' "$number" >>submission
+            say submitted "$number"
+            ;;
+        refuse) say refused "$words" ;;
+        alone) submit "$at" "$4" "$token" "$how" "" ;;
+    esac
+}}
 say() {{
     case $2 in
-        *[!0-9]*) size=$(printf %s "$2" | wc -c) ;;
+        *[!0-9_]*) size=$(printf %s "$2" | wc -c) ;;
         *) size=${{#2}} ;;
     esac
     printf '%s %s %s\\n%s\\n' "$at" "$1" "$((size))" "$2"
@@ -73,24 +118,37 @@ cd -- "$1/.." 2>/dev/null || exit 0
 {{ IFS= read -r before; read -r number; }} <submission
 [ "$before" = "$2" ] || exit 0
 if [ "$number" ]; then printf 'submitted|%s\\n' "$number"; exit; fi
-for begun in begin*.json; do
-    [ -e "$begun" ] || continue
-    sed -n 's/.*"job": "\\([0-9]*\\)".*/begun|\\1/p' "$begun"
-    exit
-done
 umask 077
-queue=$(squeue --noheader --all --states=all --user="$(id -u)" --format='%A|%k') || exit 1
-printf '%s\\n' "$queue" | grep -F -- "$2" | sed 's/^/queue|/'
+# What is found is noted, for the jobs that wait for it.
+found() {{ printf '%s\\n' "$2" >>submission; printf '%s|%s|%s\\n' "$@"; exit; }}
+number=$(cat begin.json 2>&1 | sed -n 's/.*"job": "\\([0-9_]*\\)".*/\\1/p')
+[ -z "$number" ] || found begun "$number" "$1"
+# As the task of an array it is known by the array's token, and by a folder that no job alone has.
+token=$2 where=$1 task= of=
+[ ! -e array ] || {{ IFS= read -r of; read -r index; IFS= read -r whole; IFS= read -r below; }} <array
+if [ "$of" = "$2" ]; then token=$whole where=$below task=_$index; fi
+queue=$(squeue --noheader --all --states=all --user="$(id -u)" --format='%F|%k') || exit 1
+while IFS='|' read -r number comment; do
+    case $comment in "$token" | *" $token") found queue "$number$task" "$2" ;; esac
+done <<END
+$queue
+END
 since=$(date -r submission +%Y-%m-%dT%H:%M:%S)
 if past=$(
-    sacct --allocations --noheader --parsable2 --starttime="$since" --format=JobIDRaw,WorkDir 2>&1
+    sacct --allocations --noheader --parsable2 --starttime="$since" --format=JobID,WorkDir 2>&1
 ); then
-    printf '%s\\n' "$past" | grep -F -- "|$1" | sed 's/^/past|/'
+    while IFS='|' read -r number folder; do
+        [ "$folder" != "$where" ] || found past "${{number%%[_+]*}}$task" "$1"
+    done <<END
+$past
+END
 else
     case $past in *'{NO_ACCOUNTING.decode()}'*) ;; *) printf '%s\\n' "$past" >&2; exit 1 ;; esac
 fi
 exit 0
 """
+#: A job's, or that of one task of an array.
+_NUMBER = re.compile(r"\d+(_\d+)?")
 #: How many are submitted at the same time.
 LANES = 4
 
@@ -111,15 +169,17 @@ class Order:
 class Answer:
     """What became of one job's submission.
 
-    It is `submitted` with its number, `refused` with words, `tried` with nothing known of it, or `blocked`
-    because one that it waits for has not been submitted.
+    It is `submitted` with its number, `refused` with words, `tried` with nothing known of it, `blocked`
+    because one that it waits for has not been submitted, or `unknown` where the script ended too early.
     """
 
     kind: str
     text: str
 
 
-def submitting(above: str, orders: Sequence[Order], *, again: bool = False) -> str:
+def submitting(
+    above: str, orders: Sequence[Order], arrays: Sequence[Array] = (), *, again: bool = False
+) -> str:
     """A script that submits jobs, each unless it has been already, and after those that it waits for.
 
     It may be run a second time, also while the first still runs: what one has tried the other does not.
@@ -127,6 +187,7 @@ def submitting(above: str, orders: Sequence[Order], *, again: bool = False) -> s
     Args:
         above: The folder in which the folders of all of them lie.
         orders: The jobs.
+        arrays: Those of them that are submitted as one, unless one of them has been tried before.
         again: Whether to submit what has been tried before, with nothing known of it.
     """
     how = "again" if again else "once"
@@ -135,13 +196,25 @@ def submitting(above: str, orders: Sequence[Order], *, again: bool = False) -> s
         for at, order in enumerate(orders)
     ]
     script = f"above={quote(above)}\n{_SUBMIT}"
-    lanes = _lanes(orders)
+    for number, array in enumerate(arrays):
+        first, *others = array.members
+        folder = orders[first].folder
+        calls[first] = join(["array", f"parts_{number}", folder, array.token, array.script])
+        for at in others:
+            calls[at] = ""
+        script += f"parts_{number}() {{\n{_parts(array, orders)}}}\n"
+    lanes = _lanes(orders, arrays)
     for number, lane in enumerate(lanes):
-        script += f"lane_{number}() {{\n" + "".join(f"{calls[at]}\n" for at in lane) + "}\n"
+        script += f"lane_{number}() {{\n" + "".join(f"{calls[at]}\n" for at in lane if calls[at]) + "}\n"
     return script + _LANES % " ".join(map(str, range(len(lanes)))) + "exit 0\n"
 
 
-def _lanes(orders: Sequence[Order]) -> list[list[int]]:
+def _parts(array: Array, orders: Sequence[Order]) -> str:
+    words = ([str(i), str(at), orders[at].folder, orders[at].token] for i, at in enumerate(array.members))
+    return "".join(f'part "$1" {join(each)}\n' for each in words)
+
+
+def _lanes(orders: Sequence[Order], arrays: Sequence[Array]) -> list[list[int]]:
     """The numbers of jobs in lanes of about the same length; whoever waits for another is in its lane."""
     above = {order.folder: order.folder for order in orders}
 
@@ -153,6 +226,9 @@ def _lanes(orders: Sequence[Order]) -> list[list[int]]:
     for order in orders:
         for other in above.keys() & order.after:
             above[first(order.folder)] = first(other)
+    for array in arrays:
+        for at in array.members:
+            above[first(orders[at].folder)] = first(orders[array.members[0]].folder)
     groups = defaultdict[str, list[int]](list)
     for at, order in enumerate(orders):
         groups[first(order.folder)].append(at)
@@ -188,6 +264,6 @@ def parse_finding(printed: str, folder: str, token: str) -> str | None:
         kind, _, rest = line.partition("|")
         number, _, what = rest.partition("|")
         known = {"queue": what == token or what.endswith(f" {token}"), "past": what == folder}
-        if known.get(kind, True) and (number := number.partition(";")[0]).isdigit():
+        if known.get(kind, True) and _NUMBER.fullmatch(number := number.partition(";")[0]):
             return number
     return None

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_run.core import runner
+from nemo_run.core.execution.slurm_array import arrays
+from nemo_run.core.execution.slurm_check import check
 from nemo_run.core.execution.slurm_script import environment_text
 from nemo_run.core.execution.slurm_scripts import (
     Answer,
@@ -21,7 +23,7 @@ from nemo_run.core.execution.slurm_scripts import (
     submitting,
 )
 from nemo_run.core.tunnel.base import Tunnel
-from nemo_run.errors import SubmitError
+from nemo_run.errors import SubmitError, TunnelError
 from nemo_run.shell import join
 
 Record = dict[str, Any]
@@ -31,6 +33,8 @@ PACKAGE = Path(runner.__file__).parents[1]
 _HELPER = Path(__file__).with_name("slurm_job.sh")
 #: Below the folder of all experiments over there: what they share.
 SHARED = ".nemo_run"
+#: What sbatch says when the controller is away, or did not answer in time: no verdict on the job.
+_AWAY = ("Unable to contact slurm controller", "Socket timed out", "Zero Bytes were transmitted or received")
 #: Files of a job's folder here that a job elsewhere needs.
 _NEEDED = ("task.json", "configs", "scripts")
 
@@ -39,12 +43,12 @@ def prepare(tunnel: Tunnel, requests: Sequence[Record]) -> None:
     """Have all that these jobs need lie on the cluster; nothing is started.
 
     Raises:
+        SubmitError: the cluster lacks something that they need.
         TunnelError: something cannot be written there.
         SecretError: a secret cannot be read.
     """
     elsewhere = [request for request in requests if request["elsewhere"]]
-    if folders := sorted({request["log_folder"] for request in requests if request["log_folder"]}):
-        tunnel.run(["mkdir", "-p", *folders], retry=True)  # or Slurm throws away what is printed
+    check(tunnel, requests)
     _send_shared(tunnel, elsewhere)
     below = defaultdict[str, dict[str, bytes]](dict)
     for request in requests:
@@ -57,22 +61,24 @@ def prepare(tunnel: Tunnel, requests: Sequence[Record]) -> None:
         tunnel.run(["sh", "-s"], stdin=_COPY.encode() + _arguments("copy", words, 2), retry=True)
 
 
-def submit(tunnel: Tunnel, requests: Sequence[Record]) -> list[str | SubmitError]:
+def submit(tunnel: Tunnel, requests: Sequence[Record]) -> list[str | SubmitError | TunnelError]:
     """Submit jobs whose files are there, each unless it has been already: their numbers, or Slurm's refusals.
 
     Raises:
         TunnelError: it is unknown what became of them.
     """
-    orders = [_order(request) for request in requests]
-    answers = _submit(tunnel, orders)
+    answers = _submit(tunnel, requests)
     lost = [at for at, answer in enumerate(answers) if answer.kind == "tried"]
     for at in lost:
-        if number := find(tunnel, orders[at].folder, orders[at].token):
+        if number := find(tunnel, requests[at]["folder"], requests[at]["token"]):
             answers[at] = Answer("submitted", number)
-    lost = [at for at in lost if answers[at].kind == "tried"]
-    again = _submit(tunnel, [orders[at] for at in lost], again=True) if lost else []
-    for at, answer in zip(lost, again, strict=True):
-        answers[at] = answer
+    if lost:  # and what waits for them has not been tried at all
+        for kind, again in (("tried", True), ("blocked", False)):
+            left = [at for at, answer in enumerate(answers) if answer.kind == kind]
+            for at, answer in zip(
+                left, _submit(tunnel, [requests[at] for at in left], again=again), strict=True
+            ):
+                answers[at] = answer
     return [_outcome(request["id"], answer) for request, answer in zip(requests, answers, strict=True)]
 
 
@@ -81,31 +87,35 @@ def _order(request: Record) -> Order:
     return Order(**{name: request[name] for name in names})
 
 
-def _submit(tunnel: Tunnel, orders: Sequence[Order], *, again: bool = False) -> list[Answer]:
+def _submit(tunnel: Tunnel, requests: Sequence[Record], *, again: bool = False) -> list[Answer]:
     answers: dict[str, Answer] = {}
-    for above, those in _by_experiment(orders).items():
-        script = submitting(above, those, again=again).encode(errors="surrogateescape")
+    for above, those in _by_experiment(requests).items():
+        equal = [] if again else arrays(those)  # each is looked for by itself then
+        text = submitting(above, [_order(request) for request in those], equal, again=again)
+        script = text.encode(errors="surrogateescape")
         # Only what nobody has tried is tried, so that this may be asked twice.
         result = tunnel.run(["sh", "-s"], stdin=script, check=False, retry=not again)
         said = parse_submitting(result.stdout)
-        silent = Answer("refused", result.said)
-        answers |= {order.token: said.get(at, silent) for at, order in enumerate(those)}
-    return [answers[order.token] for order in orders]
+        silent = Answer("unknown" if result.exit_code else "refused", result.said)
+        answers |= {request["token"]: said.get(at, silent) for at, request in enumerate(those)}
+    return [answers[request["token"]] for request in requests]
 
 
-def _by_experiment(orders: Sequence[Order]) -> dict[str, list[Order]]:
-    found = defaultdict[str, list[Order]](list)
-    for order in orders:
-        found[os.path.dirname(order.folder)].append(order)
+def _by_experiment(requests: Sequence[Record]) -> dict[str, list[Record]]:
+    found = defaultdict[str, list[Record]](list)
+    for request in requests:
+        found[os.path.dirname(request["folder"])].append(request)
     return found
 
 
-def _outcome(job_id: str, answer: Answer) -> str | SubmitError:
+def _outcome(job_id: str, answer: Answer) -> str | SubmitError | TunnelError:
     if answer.kind == "submitted":
         return answer.text.partition(";")[0]
     if answer.kind == "blocked":
         return SubmitError(f"job {job_id!r} waits for one that has not been submitted ({answer.text})")
     words = answer.text or "sbatch said nothing"
+    if answer.kind == "unknown" or any(said in words for said in _AWAY):
+        return TunnelError(f"job {job_id!r} cannot be submitted: {words}", ran=None)
     return SubmitError(f"Slurm refuses job {job_id!r}: {words}", output=words)
 
 

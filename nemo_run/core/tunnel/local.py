@@ -73,10 +73,14 @@ def copy(source: Path, target: Path) -> None:
         with replacing(target) as temporary:
             temporary.symlink_to(os.readlink(source))
     elif source.is_dir():
+        if target.is_symlink():  # nothing is written through it
+            target.unlink()
         make_folder(target)
         for entry in sorted(os.listdir(source)):
             copy(source / entry, target / entry)
         shutil.copystat(source, target)
+    elif not source.is_file() and os.path.lexists(source):
+        return  # a pipe or a socket, as rsync leaves out too
     elif not (target.is_file() and filecmp.cmp(source, target)):
         make_folder(target.parent)
         with replacing(target) as temporary:

@@ -12,6 +12,7 @@ import threading
 
 def main(fd: str, _host: str, *argv: str) -> None:
     """Say which command it is to be over there, then carry bytes both ways until the other side ends."""
+    os.set_blocking(1, True)  # rsync leaves it so that a write fails when rsync is slow to read
     link = socket.socket(fileno=int(fd))
     request = json.dumps(argv).encode()
     link.sendall(len(request).to_bytes(4, "big") + request)

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 #: Makes a command into what the other side's shell takes.
 Line = Callable[[Sequence[str]], bytes]
-#: Folders, links, modes, times, compressed, and names not through a shell; a file is written beside its name
-#: and then renamed.
-_OPTIONS = ["-rlptzs"]
+#: Folders, links, modes, times, compressed, with holes, and names not through a shell; a file is written
+#: beside its name and then renamed.
+_OPTIONS = ["-rlptzsS"]
 
 
 def put(via: Connection, line: Line, source: Path, target: str) -> None:

@@ -104,12 +104,14 @@ def _get(sftp: SFTPClient, source: bytes, target: Path) -> None:
         with replacing(target) as temporary:
             temporary.symlink_to(os.fsdecode(sftp.readlink(source) or b""))
     elif stat.S_ISDIR(mode):
+        if target.is_symlink():  # nothing is written through it
+            target.unlink()
         make_folder(target)
         for entry in sftp.listdir(source):  # type: ignore[arg-type]  # names are bytes
             name = os.fsencode(entry)
             _get(sftp, posixpath.join(source, name), target / os.fsdecode(name))
         target.chmod(_mode(mode))
-    elif not _is_same(target, theirs.st_size, when):
+    elif stat.S_ISREG(mode) and not _is_same(target, theirs.st_size, when):
         make_folder(target.parent)
         with replacing(target) as temporary:
             with open(temporary, "wb") as file:

@@ -7,7 +7,6 @@ import os
 import stat
 import subprocess
 import sys
-import time
 import venv
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,8 @@ from contracts.executor import HOSTILE, SHOW
 from deeds import launch
 from hypothesis import given
 from hypothesis import strategies as st
+from ports import take_ports
+from rays import make_stand_in, told
 
 import nemo_run as run
 from nemo_run.core import runner
@@ -338,88 +339,51 @@ def test_a_template_runs_a_python_task_as_a_job(home: Path) -> None:
 
 # --- Ray ------------------------------------------------------------------------------------------------
 
-RAY = """#!/bin/sh
-echo "ray $*" >> "$RAY_LOG"
-case "$1 $2" in
-"start --address="*) test -e "$RAY_LOG.head" ;;
-"start --head") touch "$RAY_LOG.head" ;;
-"health-check "*) test -e "$RAY_LOG.head" ;;
-"stop "*) rm -f "$RAY_LOG.head" ;;
-esac
-"""
-RAY_MODULE = """
-import os
-def init(**options): assert options["address"] == os.environ["RAY_ADDRESS"] == "10.0.0.1:6379"
-def nodes(): return [{"Alive": True}, {"Alive": os.path.exists(os.environ["RAY_LOG"] + ".joined")}]
-"""
+
+class RayNodes:
+    """Nodes of a Ray cluster, all on this machine, with a stand-in for Ray."""
+
+    def __init__(self, folder: Path) -> None:
+        self.env, self.rundir, self.port = make_stand_in(folder), str(folder), take_ports()[0]
+
+    def start(self, rank: int, **fields: Any) -> subprocess.Popen[str]:
+        launcher = run.SlurmRay(gcs_server_port=self.port, env_vars={"MINE": "a $b"}, **fields)
+        argv = ("sh", "-c", 'echo "$RAY_ADDRESS $MINE"; exit 7')
+        command = run.Command(argv=argv, python=sys.executable, rundir=self.rundir)
+        topology = run.Topology(nodes=2, head_address="127.0.0.1", node_rank=str(rank))
+        started = launcher.launch(command, topology)
+        env = {**os.environ, **self.env, **started.env, "SLURM_NODEID": str(rank)}
+        return subprocess.Popen(
+            started.argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
 
-@pytest.fixture
-def ray(tmp_path: Path) -> dict[str, str]:
-    """An environment with a `ray`, the program and the module, that writes down what it is asked."""
-    folder = program(tmp_path / "ray" / "ray", RAY).parent
-    (folder / "ray.py").write_text(RAY_MODULE)
-    return {
-        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(folder),
-        "RAY_LOG": str(tmp_path / "log"),
-    }
+def test_ray_has_the_task_run_on_the_first_node_and_the_others_join_and_leave(tmp_path: Path) -> None:
+    nodes = RayNodes(tmp_path)
+    other = nodes.start(1)
+    first = nodes.start(0, head_setup="echo 'setting up'", dashboard_port=1234)
+    assert first.communicate(timeout=60)[0] == f"setting up\n127.0.0.1:{nodes.port} a $b\n"
+    assert (other.communicate(timeout=60)[0], other.returncode, first.returncode) == ("", 0, 7)
+    for_all = {
+        "node-manager-port": "8077", "object-manager-port": "8076", "dashboard-agent-listen-port": "52365",
+        "dashboard-agent-grpc-port": "52366", "metrics-export-port": "9002", "disable-usage-stats": "",
+        "log-color": "false", "block": "", "deaf": True,
+    }  # fmt: skip
+    for_first = {"head": "", "node-ip-address": "127.0.0.1", "port": str(nodes.port)}
+    dashboard = {"dashboard-host": "0.0.0.0", "dashboard-port": "1234"}
+    assert told(nodes.env, 0) == {**for_all, **for_first, **dashboard}
+    assert told(nodes.env, 1) == {**for_all, "address": f"127.0.0.1:{nodes.port}"}
+    said = {path.name: path.read_text().split(" --")[0] for path in (tmp_path / "logs").iterdir()}
+    assert said == {"ray-head.log": "this is start", "ray-worker-1.log": "this is start"}
 
 
-def ray_node(rank: str, env: dict[str, str], **fields: Any) -> subprocess.Popen[str]:
-    launcher = run.SlurmRay(env_vars={"MINE": "a $b"}, **fields)
-    command = run.Command(argv=("sh", "-c", 'echo "$RAY_ADDRESS $MINE"; exit 7'), python=sys.executable)
-    topology = run.Topology(nodes=2, head_address="10.0.0.1", node_rank=rank)
-    started = launcher.launch(command, topology)
-    env = {**os.environ, **env, **started.env}
-    return subprocess.Popen(
-        started.argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def test_ray_has_the_task_run_on_the_first_node_once_all_have_joined(
-    tmp_path: Path, ray: dict[str, str]
-) -> None:
-    (tmp_path / "log.joined").touch()
-    node = ray_node("0", ray, head_setup="echo 'setting up'", dashboard_port=1234)
-    assert node.communicate(timeout=60)[0] == "setting up\n10.0.0.1:6379 a $b\n"
-    assert node.returncode == 7
-    asked = (tmp_path / "log").read_text().splitlines()
-    # fmt: off
-    assert asked[0].split() == [
-        "ray", "start", "--head", "--node-ip-address=10.0.0.1", "--port=6379", "--dashboard-host=0.0.0.0",
-        "--dashboard-port=1234", "--node-manager-port=8077", "--object-manager-port=8076",
-        "--dashboard-agent-listen-port=52365", "--dashboard-agent-grpc-port=52366",
-        "--metrics-export-port=9002", "--disable-usage-stats",
-    ]
-    # fmt: on
-    assert asked[1:] == ["ray stop"]
-
-
-def test_ray_has_the_other_nodes_join_and_end_when_the_head_is_gone(
-    tmp_path: Path, ray: dict[str, str]
-) -> None:
-    (tmp_path / "log.head").touch()
-    node = ray_node("1", ray)
-    asked: list[str] = []
-    deadline = time.monotonic() + 60
-    while not any(line.startswith("ray health-check") for line in asked):
-        assert time.monotonic() < deadline
-        asked = (tmp_path / "log").read_text().splitlines() if (tmp_path / "log").exists() else []
-        time.sleep(0.01)
-    assert asked[0].startswith("ray start --address=10.0.0.1:6379 --node-manager-port=8077 ")
-    (tmp_path / "log.head").unlink()
-    assert node.communicate(timeout=60)[0] == ""
-    assert node.returncode == 0
-
-
-def test_ray_says_which_nodes_were_late(tmp_path: Path, ray: dict[str, str]) -> None:
-    waits = {"head_init_wait_time": 0, "worker_init_wait_time": 1}
-    nodes = [ray_node("1", ray, **waits)]
-    assert "node 1 could not join it within 1 s" in nodes[0].communicate(timeout=60)[0]
-    nodes.append(ray_node("0", ray, **waits))
-    assert "not all of its 2 node(s) were there within 1 s" in nodes[1].communicate(timeout=60)[0]
-    assert [node.returncode for node in nodes] == [1, 1]
+def test_ray_says_which_nodes_were_late(tmp_path: Path) -> None:
+    nodes, waits = RayNodes(tmp_path), {"head_init_wait_time": 3, "worker_init_wait_time": 0}
+    first = nodes.start(0, **waits)
+    assert "not all of its 2 node(s) were there within 3 s" in first.communicate(timeout=60)[0]
+    other = nodes.start(1, head_init_wait_time=0, worker_init_wait_time=1)
+    assert "node 1 found no head within 1 s" in other.communicate(timeout=60)[0]
+    assert (first.returncode, other.returncode) == (1, 1)
 
 
 # --- bad values -----------------------------------------------------------------------------------------

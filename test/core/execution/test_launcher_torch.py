@@ -141,7 +141,7 @@ def test_a_rank_that_fails_ends_one_that_hangs_and_is_the_reason_that_is_given(t
     assert "\n  rank 1: ValueError: rank 1 cannot go on\n" in str(failure.value)
     assert failure.value.exit_code == 1
     assert not psutil.pid_exists(int((tmp_path / "rank0").read_text()))
-    assert processes_of(experiment.path) == []
+    until(lambda: not processes_of(experiment.path), "no process is left")
     assert list(records(experiment)) == ["job_1"]
 
 
@@ -157,7 +157,7 @@ def test_cancelling_ends_all_ranks(tmp_path: Path) -> None:
     with pytest.raises(run.JobCancelledError):
         experiment.wait()
     assert not any(map(psutil.pid_exists, pids))
-    assert processes_of(experiment.path) == []
+    until(lambda: not processes_of(experiment.path), "no process is left")
 
 
 def test_ranks_do_not_outlive_a_torchrun_that_is_killed(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_ft_starts_all_ranks_again_when_one_fails() -> None:
     experiment.add(run.Partial(torch_tasks.fail_in_first_round), name="job")
     assert experiment.run() == {"job": [1, 0, 3.0]}
     assert records(experiment) == {"job_0": {"value": [1, 0, 3.0]}, "job_1": {"value": [1, 1, 3.0]}}
-    assert processes_of(experiment.path) == []
+    until(lambda: not processes_of(experiment.path), "no process is left")
 
 
 @needs_ft
@@ -225,7 +225,7 @@ def test_ft_by_its_name_reports_a_rank_that_fails(tmp_path: Path) -> None:
     with pytest.raises(run.JobFailedError, match="rank 1: ValueError: rank 1 cannot go on"):
         experiment.run()
     assert time.monotonic() - start < 60
-    assert processes_of(experiment.path) == []
+    until(lambda: not processes_of(experiment.path), "no process is left")
 
 
 @pytest.mark.timeout(300)

@@ -15,6 +15,9 @@ from nemo_run.core.execution.slurm_queue import (
     indices,
     parse_sacct,
     parse_squeue,
+    parts_of,
+    sacct,
+    squeue,
 )
 from nemo_run.core.execution.slurm_scripts import Answer, parse_finding, parse_submitting
 
@@ -121,6 +124,20 @@ def test_the_tasks_of_an_array_are_counted(array: str, numbers: str) -> None:
     assert indices(array) == numbers.split()
 
 
+def test_a_task_of_an_array_has_its_part_of_what_is_said_of_all() -> None:
+    seen = parse_squeue(SQUEUE)
+    assert parts_of(seen, "14_2") == [Seen(state="COMPLETED", reason="None")]
+    assert parts_of(seen, "14_5") == [Seen(state="PENDING", reason="JobArrayTaskLimit")]
+    assert parts_of(seen, "14") == seen["14"]
+    assert parts_of(seen, "14_4") == parts_of(seen, "4_1") == parts_of(seen, "4") == []
+
+
+def test_slurm_is_asked_once_for_all_tasks_of_an_array() -> None:
+    numbers = ["7_0", "7_1", "8", "9_3"]
+    assert "--jobs=7,8,9" in squeue(numbers)
+    assert "--jobs=7,8,9" in sacct(numbers)
+
+
 def test_answers_to_submissions_are_read_whatever_they_hold() -> None:
     printed = b"0 submitted 5\n123;c\n2 refused 13\nno\n1 tried 0\n\n1 tried 0\n\n"
     assert parse_submitting(printed) == {
@@ -136,4 +153,6 @@ def test_a_job_is_found_by_all_of_its_token() -> None:
     assert parse_finding(queue, "/runs/train", "exp_1/train/1") == "8"
     assert parse_finding("submitted|12;cluster\n", "/runs/train", "t") == "12"
     assert parse_finding("past|5|/runs/train2\npast|6|/runs/train\n", "/runs/train", "t") == "6"
+    assert parse_finding("submitted|12_3\n", "/runs/train", "t") == "12_3"
+    assert parse_finding("submitted|12_\n", "/runs/train", "t") is None
     assert parse_finding("", "/runs/train", "t") is None

@@ -210,7 +210,6 @@ def test_what_a_scheduler_cannot_do_is_refused_before_anything_starts(
         ({"cfg": {"logdir": "x"}}, run.ConfigError, "no option 'logdir'; did you mean 'log_dir'"),
         ({"cfg": {"prepend_cwd": "yes"}}, run.ConfigError, "prepend_cwd, must be of type: bool"),
         ({"scheduler": "gcp_batch"}, run.MissingDependencyError, r"torchx\[gcp_batch\]"),
-        ({"scheduler": "ray"}, run.MissingDependencyError, r"torchx\[ray\]"),
         ({"scheduler": "aws_batch"}, run.ConfigError, "queue, must be provided"),
     ],
 )

@@ -13,6 +13,7 @@
 source ./slurm_job.sh || exit 126
 export head_node_ip=$(address_of "$(first_host "$SLURM_JOB_NODELIST")")
 
+[ -e /home/me/.run/experiments/exp/exp_1/train/cache ] || mkdir -p /home/me/.run/experiments/exp/exp_1/train/cache
 member train srun \
     --output=/home/me/.run/experiments/exp/exp_1/train/logs/train_%t"$suffix".log \
     --kill-on-bad-exit=1 \
