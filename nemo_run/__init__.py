@@ -8,6 +8,7 @@ __package_name__ = "nemo_run"
 _MODULES = {
     "AppState": "core.execution.base",
     "Capability": "core.execution.base",
+    "Check": "core.execution.base",
     "Command": "core.execution.launcher",
     "Config": "config",
     "ConfigError": "errors",
@@ -31,6 +32,7 @@ _MODULES = {
     "JobStatus": "core.execution.base",
     "JobTimeoutError": "errors",
     "Launcher": "core.execution.launcher",
+    "LazyEntrypoint": "cli.lazily",
     "LocalExecutor": "core.execution.local",
     "LocalTunnel": "core.tunnel.local",
     "MissingDependencyError": "errors",

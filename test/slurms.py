@@ -192,8 +192,9 @@ class Cluster:
     def crash(self, node: str) -> None:
         """End a node with all that runs on it, without a word, and have the controller know."""
         daemon = self.slurmd[node]
-        steps = psutil.Process(daemon.pid).children(recursive=True)
         jobs = [process for process in psutil.process_iter() if self._runs_on(process, node)]
+        # First those that would tell the controller of the ends of the others.
+        steps = {each for job in jobs for each in job.parents() if each.name() == "slurmstepd"}
         daemon.kill()
         daemon.process = None
         for process in (*steps, *jobs):

@@ -43,7 +43,7 @@ VENDORS = {"docker", "google", "kubernetes", "sky"}
 SLOW = {"cloudpickle", "fabric", "fiddle", "jinja2", "paramiko", "psutil", "rich", "torchx", "typer", "yaml"}
 #: What every task, every `import nemo_run` and every command that only reads pays for.
 QUICK = {
-    "", "cli", "cli.factories", "core.execution.base", "core.execution.local",
+    "", "cli", "cli.entrypoints", "cli.factories", "core.execution.base", "core.execution.local",
     "core.process", "core.runner", "core.supervisor", "errors", "home", "run.dispatch", "run.look",
     "run.results", "run.store", "secret", "shell",
 }  # fmt: skip

@@ -2,8 +2,13 @@
 
 #: Where each name is defined; nothing is imported until it is used, as in `nemo_run` itself.
 _MODULES = {
+    "LazyEntrypoint": "lazily",
+    "RunContext": "entrypoints",
+    "entrypoint": "entrypoints",
     "factory": "factories",
+    "list_entrypoints": "entrypoints",
     "list_factories": "factories",
+    "main": "entrypoints",
     "parse_cli_args": "parsing",
     "parse_config": "parsing",
     "parse_partial": "parsing",

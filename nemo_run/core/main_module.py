@@ -49,6 +49,15 @@ def definitions(source: str, needed: set[str] | None = None) -> str:
     return blanked if _same(blanked, expected) else ast.unparse(expected) + "\n"
 
 
+def without_main_part(source: str) -> str:
+    """A script less what it does only when it is run itself; each line stays where it was.
+
+    Raises:
+        SyntaxError: the source is not Python.
+    """
+    return definitions(source) if any(map(_mentions_name, ast.parse(source).body)) else source
+
+
 def launch_source() -> str | None:
     """The source of the running script or notebook; None where there is none to be had."""
     ipython = sys.modules.get("IPython")

@@ -120,6 +120,7 @@ class Experiment:
         self._show_status = not (skip_status_at_exit or clean_mode)
         self._workers = threadpool_workers
         self._store: Store | None = None
+        self._shown = False  # by a dry run, which is as much as was wanted
         self._main = launching_script()
         self._token: Any = None
         logger.setLevel(log_level)
@@ -341,6 +342,7 @@ class Experiment:
             exist_ok: Accepted for scripts that give it; nothing is made that could exist.
             delete_exp_dir: Likewise; there is nothing to delete.
         """
+        self._shown = True
         trees = self._check(detach=False)
         for job, plan in self._plans(trees):
             if log:
@@ -519,7 +521,7 @@ class Experiment:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         current_experiment.reset(self._token)
-        if kind is None and self._store is None and self.jobs:
+        if kind is None and self._store is None and self.jobs and not self._shown:
             logger.warning("experiment %s was not run: call exp.run() inside the with block", self.title)
 
     def __repr__(self) -> str:

@@ -203,6 +203,8 @@ def as_task(task: Any) -> Task:
     """
     if isinstance(task, (Config, Partial, Script)):
         return task
+    if resolve := getattr(type(task), "__as_task__", None):  # a LazyEntrypoint knows what it stands for
+        return as_task(resolve(task))
     if not callable(task):
         raise ConfigError(
             f"cannot run {type(task).__name__} {task!r}; give a function, or run.Partial(function, …),"

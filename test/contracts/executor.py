@@ -106,6 +106,11 @@ class ExecutorContract:
 
     # --- planning ---------------------------------------------------------------------------------------
 
+    def test_a_look_at_what_it_needs_finds_nothing_wrong(self, folder: Path) -> None:
+        checks = list(self.executor().probe())
+        assert checks
+        assert [check for check in checks if not check.ok] == []
+
     def test_planning_has_no_side_effects(self, folder: Path) -> None:
         plan = self.prepare(Script(inline="touch planned", env={"A": "b c"}), working_dir=str(folder / "new"))
         executor = plan.spec.members[0]

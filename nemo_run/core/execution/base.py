@@ -142,6 +142,17 @@ class JobStatus:
     ended: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that jobs need: whether it is as they need it, what was found, and the next step if not."""
+
+    name: str
+    ok: bool
+    found: str
+    #: Empty where all is well, and where what was found says it already.
+    step: str = ""
+
+
 @dataclass(kw_only=True)
 class Executor:
     """Where a task runs. This one runs it in a process on this machine; backends are its subclasses.
@@ -264,6 +275,17 @@ class Executor:
     def info(self) -> str:
         """A few words on where jobs run."""
         return f"{type(self).__name__} on this machine"
+
+    @classmethod
+    def bare(cls) -> Executor:
+        """One of which nothing is said, to look at what all of its kind need."""
+        return cls()
+
+    def probe(self) -> Iterator[Check]:
+        """Try what jobs need, one thing after the other; nothing is submitted."""
+        from nemo_run.core.execution import probing
+
+        return probing.probe_here(self)
 
     # --- the backend ------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from nemo_run.core.execution.base import (
     AppState,
     Capability,
+    Check,
     Executor,
     JobHandle,
     JobSpec,
@@ -50,15 +51,18 @@ from nemo_run.core.execution.docker_job import (
     needs_keeper,
     written,
 )
+from nemo_run.core.execution.probing import probe_home
 from nemo_run.core.packaging.base import Packager
 from nemo_run.core.packaging.git import GitArchivePackager
 from nemo_run.core.packaging.image import ImagePackager
-from nemo_run.errors import ConfigError, SubmitError
+from nemo_run.errors import ConfigError, NemoRunError, SubmitError
 from nemo_run.shell import Expand, expands, exports, join, through_shell
 
 if TYPE_CHECKING:
     from torchx.specs import Role
 
+#: Docker's own word for no image: nothing can be pulled by this name.
+NO_IMAGE = "scratch"
 #: Seconds between SIGTERM and SIGKILL.
 GRACE = 10.0
 #: Settings that hold for a job as a whole, so that all members of a group must agree on them.
@@ -201,7 +205,44 @@ class DockerExecutor(Executor):
     def info(self) -> str:
         """Image and Engine."""
         image = self.container_image or getattr(self.packager, "base_image", "")
-        return f"{image} on the Docker Engine at {self.cluster()}"
+        return f"{'any image' if image == NO_IMAGE else image} on the Docker Engine at {self.cluster()}"
+
+    @classmethod
+    def bare(cls) -> DockerExecutor:
+        """With an image of which nothing is asked."""
+        return cls(container_image=NO_IMAGE)
+
+    def probe(self) -> Iterator[Check]:
+        """The Engine, the image, and the GPUs and the runtime that are asked for."""
+        yield probe_home()
+        try:
+            about = connect(self.cluster()).about()
+        except NemoRunError as exc:
+            yield Check(name="engine", ok=False, found=str(exc))
+            return
+        version, system = about["ServerVersion"], about["OperatingSystem"]
+        yield Check(name="engine", ok=True, found=f"{self.cluster()}, version {version} on {system}")
+        if self.container_image not in ("", NO_IMAGE):
+            yield self._probe_image()
+        if self.runtime or self.num_gpus:
+            yield self._probe_runtime(about)
+
+    def _probe_image(self) -> Check:
+        engine, image = connect(self.cluster()), self.container_image
+        try:
+            if engine.has_image(image):
+                return Check(name="image", ok=True, found=f"{image} is on the Engine")
+            engine.check_image(image)
+        except SubmitError as exc:
+            return Check(name="image", ok=False, found=str(exc))
+        return Check(name="image", ok=True, found=f"{image} will be pulled when the first job needs it")
+
+    def _probe_runtime(self, about: Mapping[str, Any]) -> Check:
+        wanted, known = self.runtime or "nvidia", sorted(about.get("Runtimes") or ())
+        found = f"the Engine has {', '.join(known) or 'none'}; asked for is {wanted}"
+        step = "install the NVIDIA Container Toolkit on the Engine's machine, or leave num_gpus out"
+        ok = wanted in known or (not self.runtime and bool(about.get("DiscoveredDevices")))
+        return Check(name="runtime", ok=ok, found=found, step="" if ok else step)
 
     # --- the backend ------------------------------------------------------------------------------------
 

@@ -133,6 +133,12 @@ class Engine:
         with _answered(self.url, "asking the Engine who it is"):
             return str(self._api.info()["ID"])
 
+    def about(self) -> dict[str, Any]:
+        """What it says of itself, as `docker info` shows it."""
+        with _answered(self.url, "asking the Engine about itself"):
+            found: dict[str, Any] = self._api.info()
+            return found
+
     # --- images -----------------------------------------------------------------------------------------
 
     def require_image(self, image: str) -> None:
@@ -154,6 +160,18 @@ class Engine:
                 raise
             return False
         return True
+
+    def check_image(self, image: str) -> None:
+        """Find out whether an image that is not there could be pulled.
+
+        Raises:
+            SubmitError: it could not.
+        """
+        try:
+            with _answered(self.url, f"asking for image {image!r}"):
+                self._api.inspect_distribution(image)
+        except SubmitError as exc:
+            raise _no_image(image, exc.output) from exc
 
     def build(self, context: IO[bytes], *, dockerfile: str, tag: str) -> Iterator[dict[str, Any]]:
         """Build an image from a tar; gives the Engine's events, of which one may be an `error`."""

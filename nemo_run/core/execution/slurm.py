@@ -18,6 +18,7 @@ from nemo_run.core import runner
 from nemo_run.core.execution import slurm_check, slurm_home, slurm_job, slurm_logs, slurm_submit
 from nemo_run.core.execution.base import (
     Capability,
+    Check,
     Executor,
     JobHandle,
     JobSpec,
@@ -395,6 +396,12 @@ class SlurmExecutor(Executor):
         """Nodes, partition and cluster."""
         where = f", partition {self.partition}" if self.partition else ""
         return f"{self.nodes} node{'s' * (self.nodes > 1)} of Slurm on {self.cluster()}{where}"
+
+    def probe(self) -> Iterator[Check]:
+        """The way there, Slurm's programs, its controller, a job like these, a folder, a Python."""
+        from nemo_run.core.execution import slurm_probe
+
+        return slurm_probe.probe_cluster(self)
 
     # --- what the script asks ---------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 Record = Mapping[str, Any]
 #: Without these nothing is submitted, found again or ended.
-_PROGRAMS = ("sbatch", "squeue", "scancel")
+PROGRAMS = ("sbatch", "squeue", "scancel")
 #: What each check does; one that finds nothing wrong says nothing.
 FUNCTIONS = """\
 umask 077
@@ -129,7 +129,7 @@ def _warn(where: str, text: str) -> None:
 def _checks(requests: Sequence[Record]) -> Iterator[_Check]:
     """All that is looked at, each thing once, in the order in which it is told."""
     yield _Check(
-        ("programs", *_PROGRAMS),
+        ("programs", *PROGRAMS),
         "there is no {said} on the PATH; submit where Slurm's commands are, or give the run.SSHTunnel a"
         " pre_command that brings them (`module load slurm`)",
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_run.core.execution.base import (
     Capability,
+    Check,
     Executor,
     JobHandle,
     JobSpec,
@@ -18,8 +19,9 @@ from nemo_run.core.execution.base import (
     class_name,
 )
 from nemo_run.core.execution.checks import parse_bytes
+from nemo_run.core.execution.probing import probe_home, probe_python
 from nemo_run.core.execution.torchx_session import Session, app_name, is_local, session
-from nemo_run.errors import SubmitError, UnsupportedError
+from nemo_run.errors import NemoRunError, SubmitError, UnsupportedError
 from nemo_run.shell import Expand, expands, exports, quote, through_shell
 
 if TYPE_CHECKING:
@@ -87,6 +89,20 @@ class TorchXExecutor(Executor):
     def info(self) -> str:
         """A few words on where jobs run."""
         return f"TorchX scheduler {self.scheduler}"
+
+    def probe(self) -> Iterator[Check]:
+        """Whether TorchX can make the scheduler, which imports and asks what it needs."""
+        yield probe_home()
+        if self.shares_files():
+            yield probe_python(self.python)
+        try:
+            options = ", ".join(sorted(self._session.options))
+        except NemoRunError as exc:
+            yield Check(name="scheduler", ok=False, found=str(exc))
+        else:
+            yield Check(
+                name="scheduler", ok=True, found=f"{self.scheduler}; its options: {options or 'none'}"
+            )
 
     # --- planning ---------------------------------------------------------------------------------------
 

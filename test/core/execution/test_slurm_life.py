@@ -17,6 +17,7 @@ import pytest
 import tasks
 import torch_tasks
 from contracts.executor import ended, prepare, wait_until
+from ports import take_ports
 from slurms import Cluster
 
 import nemo_run as run
@@ -432,7 +433,8 @@ def test_a_container_is_what_pyxis_is_asked_for(slurm: Cluster, tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("torch") is None and "CI" not in os.environ, reason="torch is not installed")
 def test_torchrun_over_two_nodes_adds_up_all_ranks(slurm: Cluster) -> None:
-    with run.Experiment("torchrun", executor(nodes=2, ntasks_per_node=2, launcher="torchrun")) as experiment:
+    launcher = run.Torchrun(rdzv_port=take_ports()[0])  # all nodes have one address
+    with run.Experiment("torchrun", executor(nodes=2, ntasks_per_node=2, launcher=launcher)) as experiment:
         experiment.add(run.Partial(torch_tasks.total), name="job")
         experiment.run()
     job_dir = Path(experiment.jobs[0].executors[0].job_dir)

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import checkpoint_tasks
 import pytest
 from contracts.executor import ended, prepare, wait_until
+from ports import take_ports
 from slurms import Cluster
 
 import nemo_run as run
@@ -151,7 +152,8 @@ def test_members_of_a_group_all_have_their_time_to_save(slurm: Cluster, tmp_path
 @pytest.mark.skipif(find_spec("torch") is None and "CI" not in os.environ, reason="torch is not installed")
 def test_every_rank_of_torchrun_has_its_time_to_save(slurm: Cluster, tmp_path: Path) -> None:
     task = run.Partial(checkpoint_tasks.on_signal, str(tmp_path), 0.5)
-    job = submit(task, nodes=2, ntasks_per_node=2, launcher="torchrun")
+    launcher = run.Torchrun(rdzv_port=take_ports()[0])  # all nodes have one address
+    job = submit(task, nodes=2, ntasks_per_node=2, launcher=launcher)
     await_begun(tmp_path, 1, ranks=4)
     tell(slurm, job)
     await_begun(tmp_path, 2, ranks=4)
