@@ -28,7 +28,7 @@ demo: $(VENV)/made-examples ## Set up, then run the main example: train on digit
 
 # In CI nothing is skipped; elsewhere torch and Ray, which are large, are there if somebody wants them.
 test: $(VENV)/made-dev $(if $(CI),$(VENV)/made-dev-torch $(VENV)/made-dev-ray) ## Set up, then run the tests; TEST_ARGS goes to pytest
-	$(PYTEST) -n auto --maxprocesses 8 $(TEST_ARGS)
+	$(PYTEST) -n auto --maxprocesses 8 --dist worksteal $(TEST_ARGS)
 	@echo "make test: passed, with $$($(BIN)/python -V) in $(VENV)"
 
 lint: $(VENV)/made-dev ## Check style, layout, types and the direction of imports
