@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from measure import FOLDER, PYTHON, Group, Row, check, command, median_of, pairs, python
+from measure import FOLDER, PYTHON, Group, Row, check, command, median_of, pairs, python, seconds
 
 NEMO = [str(nemo)] if (nemo := Path(PYTHON).with_name("nemo")).exists() else [PYTHON, "-m", "nemo_run"]
 PASS = python("pass")
@@ -83,12 +83,40 @@ def commands(sizes: Sizes) -> Group:
                 ours = command(*NEMO, "experiment", *words)
                 rows.append(_against_pass(what, ours, sizes, goal="≤ 12×"))
             check(["rm", "-rf", home])
+    rows += [_script_help(sizes), _overrides(sizes)]
     return Group(
         title="Command line",
         how=f"The command from its start to its end, beside `python -c pass`. The home holds {count}"
         " experiments, ten minutes apart, with the records that a run writes; `status` is given an id.",
         rows=rows,
     )
+
+
+def _script_help(sizes: Sizes) -> Row:
+    """What the help of a command made of a function costs beyond importing its script."""
+    importing = command(PYTHON, "-c", "import fiddle, entry")
+    importing()
+    what = "a script's own `--help`, beside importing it and Fiddle"
+    return pairs(
+        what, command(PYTHON, str(FOLDER / "entry.py"), "--help"), importing, count=sizes.pairs, goal="≤ 1.5×"
+    )
+
+
+def _overrides(sizes: Sizes) -> Row:
+    import entry
+
+    from nemo_run.cli.factories import REGISTRY
+    from nemo_run.cli.overrides import apply_overrides
+    from nemo_run.cli.parsing import FactoryReader
+
+    texts = [f"models[{at % 10}].layers[{at % 99}].dim={at}" for at in range(200)]
+
+    def each() -> float:
+        config, reader = entry.thousand_nodes(), FactoryReader(REGISTRY)
+        return seconds(lambda: [apply_overrides(config, [text], reader) for text in texts]) / len(texts)
+
+    what = "one override of a config of 1,000 nodes"
+    return Row(what=what, ours=median_of(each, sizes.runs), goal="≤ 0.005 s")
 
 
 def make_experiments(count: int, titles: int) -> str:
