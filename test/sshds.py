@@ -164,7 +164,9 @@ class Sshd:
     def _serves(self, process: psutil.Process) -> bool:
         """Whether it has a connection to our port on this side."""
         try:
-            if process.info["name"] != "sshd":
+            # The server itself has a connection for the moment until it has made a process for it.
+            listening = self.daemon.process is not None and process.pid == self.daemon.pid
+            if process.info["name"] != "sshd" or listening:
                 return False
             return any(
                 each.status == psutil.CONN_ESTABLISHED and each.laddr.port == self.port

@@ -22,6 +22,8 @@ DEFAULT_URL = "unix:///var/run/docker.sock"
 #: Seconds after which a question counts as unanswered.
 PATIENCE = 120
 _CONNECTING = threading.Lock()
+#: Seconds for which the word that a container had no memory left may come after that of its end.
+_LATE = 0.5
 #: The labels by which a job's containers are found.
 TOKEN, JOB_DIR, ROLE, ATTEMPT = "nemo_run.token", "nemo_run.job_dir", "nemo_run.role", "nemo_run.attempt"
 
@@ -237,6 +239,17 @@ class Engine:
             if exc.status == 404:
                 return None
             raise
+
+    def saw_too_much_memory(self, name: str, since: float) -> bool:
+        """Whether a container was ended for its memory; the Engine may hear of that after the end itself."""
+        filters = {"container": [name], "event": ["oom"]}
+        with (
+            _answered(self.url, f"looking at {name}"),
+            contextlib.closing(
+                self._api.events(since=f"{since:.6f}", until=f"{time.time() + _LATE:.6f}", filters=filters)
+            ) as events,
+        ):
+            return any(True for _ in events)
 
     def containers(self, token: str | None = None, job_dir: str | None = None) -> list[dict[str, Any]]:
         """The containers of all jobs, or of one, as lists of containers tell of them."""

@@ -522,8 +522,8 @@ def _member(there: Record | None, engine: Engine) -> Record:
 
 def _failure(there: Record, engine: Engine) -> str:
     state, code = there["State"], there["State"]["ExitCode"]
-    if state["OOMKilled"]:
-        limit = there["HostConfig"]["Memory"]
+    limit, started = there["HostConfig"]["Memory"], seconds(state["StartedAt"])
+    if state["OOMKilled"] or (limit and code == 137 and engine.saw_too_much_memory(there["Id"], started)):
         over = f"used more than its limit of {limit / 2**20:.0f} MiB" if limit else "the machine had no more"
         return f"OUT_OF_MEMORY: {over}"
     if state["Error"]:
