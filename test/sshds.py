@@ -58,6 +58,8 @@ class Sshd:
         #: What commands have in their environment.
         self.env: dict[str, str] = {}
         self._settings = settings
+        #: Ports of our own looks at it, which it may take a moment to forget.
+        self._probes: set[int] = set()
         config = folder / "sshd_config"
         argv = [find_program("sshd") or "sshd", "-D", "-e", "-f", str(config)]
         self.daemon = Daemon(argv, self.log)
@@ -169,7 +171,9 @@ class Sshd:
             if process.info["name"] != "sshd" or listening:
                 return False
             return any(
-                each.status == psutil.CONN_ESTABLISHED and each.laddr.port == self.port
+                each.status == psutil.CONN_ESTABLISHED
+                and each.laddr.port == self.port
+                and each.raddr.port not in self._probes
                 for each in process.net_connections("tcp")
             )
         except psutil.Error:
@@ -178,6 +182,7 @@ class Sshd:
     def _answers(self) -> bool:
         self.daemon.check()
         with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), 5) as probe:
+            self._probes.add(probe.getsockname()[1])
             return probe.recv(4) == b"SSH-"
         return False
 

@@ -77,7 +77,7 @@ def test_connections_are_cut_and_the_server_goes_on(sshd: Sshd) -> None:
     with waiting:
         assert waiting.stdout
         assert waiting.stdout.readline() == b"up\n"
-        assert sshd.cut() == 1
+        assert sshd.cut() >= 1
         assert waiting.wait(30) == 255
     assert ssh(sshd, "echo", "again").stdout == "again\n"
     sshd.stop()

@@ -130,7 +130,7 @@ def test_a_command_that_is_cut_off_is_not_run_again(
     count = tmp_path / "count"
     ended = started(lambda: tunnel.run(["sh", "-c", f"echo x >> '{count}'; exec sleep 100"]))
     until(count.exists)
-    assert sshd.cut() == 1
+    assert sshd.cut() >= 1
     with pytest.raises(TunnelError, match="nobody can say whether it was carried out") as caught:
         ended()
     assert caught.value.ran is None
@@ -143,7 +143,7 @@ def test_a_command_that_may_run_twice_is_run_again(sshd: Sshd, tunnel: run.SSHTu
     script = f"echo x >> '{count}'; [ $(wc -l < '{count}') -ge 2 ] || exec sleep 100; echo done"
     ended = started(lambda: tunnel.run(["sh", "-c", script], retry=True))
     until(count.exists)
-    assert sshd.cut() == 1
+    assert sshd.cut() >= 1
     assert ended().text == "done\n"
     assert count.read_text() == "x\nx\n"
 
@@ -161,7 +161,7 @@ def test_files_of_an_upload_that_was_cut_come_whole_or_not_at_all(
     files = {f"{at}": os.urandom(20_000) for at in range(100)}
     ended = started(lambda: tunnel.write(str(folder), files))
     until(wrapper.with_name("cat.started").exists)
-    assert sshd.cut() == 1
+    assert sshd.cut() >= 1
     assert [path.name[:8] for path in folder.iterdir()] == [".upload."]
     wrapper.with_name("cat.go").touch()
     ended()
@@ -175,7 +175,7 @@ def test_rsync_goes_on_after_a_cut(sshd: Sshd, tunnel: run.SSHTunnel, tmp_path: 
     source.write_bytes(os.urandom(3_000_000))
     ended = started(lambda: tunnel.put(source, str(there)))
     until(wrapper.with_name("rsync.started").exists)
-    assert sshd.cut() == 1
+    assert sshd.cut() >= 1
     assert not there.exists()
     wrapper.with_name("rsync.go").touch()
     ended()
