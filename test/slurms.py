@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -193,13 +194,14 @@ class Cluster:
         """End a node with all that runs on it, without a word, and have the controller know."""
         daemon = self.slurmd[node]
         jobs = [process for process in psutil.process_iter() if self._runs_on(process, node)]
-        # First those that would tell the controller of the ends of the others.
         steps = {each for job in jobs for each in job.parents() if each.name() == "slurmstepd"}
+        # All at once: those that go on for a moment would tell the controller of the ends of the others.
+        for signal_name in ("SIGSTOP", "SIGKILL"):
+            for process in (psutil.Process(daemon.pid), *steps, *jobs):
+                with contextlib.suppress(psutil.Error):
+                    process.send_signal(getattr(signal, signal_name))
         daemon.kill()
         daemon.process = None
-        for process in (*steps, *jobs):
-            with contextlib.suppress(psutil.Error):
-                process.kill()
         self.call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
 
     def revive(self) -> None:

@@ -121,20 +121,6 @@ def check_everything(place: Place) -> None:
         assert exp.result("torch") == 1 + 2 + 3 + 4
 
 
-def check_node_failure(place: Place) -> None:
-    exp = run.Experiment("crash", place.executor(), clean_mode=True)
-    exp.add(place.script("begun; until [ -e $trace/go ]; do sleep 0.05; done"), name="job")
-    exp.run(detach=True)
-    place.await_begun("job", 1)
-    node = place.cluster.call("squeue", "-h", "-o", "%N", "-j", place.number(exp, "job")).strip()
-    place.cluster.crash(node)
-    place.await_begun("job", 2)
-    (place.trace / "go").touch()
-    exp.wait()
-    [entry] = exp.status(return_dict=True).values()
-    assert entry["status"] == S
-
-
 @pytest.mark.cluster("slurm")
 def test_with_accounting_everything_ends_as_it_should(place: Place) -> None:
     check_everything(place)
@@ -143,13 +129,3 @@ def test_with_accounting_everything_ends_as_it_should(place: Place) -> None:
 @pytest.mark.cluster("bare_slurm")
 def test_without_accounting_everything_ends_as_it_should(place: Place) -> None:
     check_everything(place)
-
-
-@pytest.mark.cluster("slurm")
-def test_with_accounting_a_job_outlives_its_node(place: Place) -> None:
-    check_node_failure(place)
-
-
-@pytest.mark.cluster("bare_slurm")
-def test_without_accounting_a_job_outlives_its_node(place: Place) -> None:
-    check_node_failure(place)
