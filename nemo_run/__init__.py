@@ -68,7 +68,7 @@ _MODULES = {
     "lazy_imports": "lazy",
 }
 #: Reached as attributes without an import of their own; calling `run` runs one task.
-_SUBMODULES = ("checkpoint", "cli", "config", "core", "errors", "run")
+_SUBMODULES = ("checkpoint", "cli", "config", "core", "errors", "run", "xm")
 
 __all__ = [*_MODULES, "run", "__package_name__", "__version__"]
 

@@ -45,7 +45,7 @@ SLOW = {"cloudpickle", "fabric", "fiddle", "jinja2", "paramiko", "psutil", "rich
 QUICK = {
     "", "cli", "cli.entrypoints", "cli.factories", "core.execution.base", "core.execution.local",
     "core.process", "core.runner", "core.supervisor", "errors", "home", "run.dispatch", "run.look",
-    "run.results", "run.store", "secret", "shell",
+    "run.results", "run.store", "secret", "shell", "xm",
 }  # fmt: skip
 
 
