@@ -336,9 +336,13 @@ class ConfigurableMixin:
 class Script(ConfigurableMixin):
     """A program to run as a task: a file in the packaged code, or text given here.
 
+    With `entrypoint=""` and nothing to run it is the ENTRYPOINT of the image that the executor names, with
+    `args` in place of its CMD, and in the image's own folder and as its own user where the executor says
+    nothing else.
+
     Raises:
-        ConfigError: there is neither path nor inline, `args` is no list or holds a Secret, the entrypoint is
-            no command, or `m` is set and it is not Python.
+        ConfigError: there is neither path nor inline and still an entrypoint, `args` is no list or holds a
+            Secret, the entrypoint is no command, or `m` is set and it is not Python.
     """
 
     #: The file to run, relative to the packaged code; with `m`, the module.
@@ -349,7 +353,7 @@ class Script(ConfigurableMixin):
     args: list[Any] = field(default_factory=list)
     #: Added to the executor's `env_vars`; values may be `run.Secret` or `run.Expand` too.
     env: dict[str, Any] = field(default_factory=dict)
-    #: What runs it; `python` is the executor's interpreter.
+    #: What runs it; `python` is the executor's interpreter, "" starts `path` itself.
     entrypoint: str = "bash"
     #: Run `path` as a module (`python -m`).
     m: bool = False
@@ -357,8 +361,10 @@ class Script(ConfigurableMixin):
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not (self.path or self.inline):
-            raise ConfigError("a Script needs a path or an inline program")
+        if not (self.path or self.inline or self.is_of_image):
+            raise ConfigError(
+                'a Script needs a path or an inline program, or entrypoint="" to run an image\'s own'
+            )
         self.path = os.fspath(self.path)
         if "\0" in self.inline:
             raise ConfigError("a Script's inline program holds a NUL, which no shell takes")
@@ -372,8 +378,15 @@ class Script(ConfigurableMixin):
         if self.m and not any(Path(word).name.startswith("python") for word in words):
             raise ConfigError(f"m=True needs entrypoint='python', not {self.entrypoint!r}")
 
+    @property
+    def is_of_image(self) -> bool:
+        """Whether what runs is the ENTRYPOINT of the executor's image."""
+        return not (self.path or self.inline or self.entrypoint)
+
     def get_name(self) -> str:
         """A name for people: the file's, or the first letters of an inline program."""
+        if self.is_of_image:
+            return "image"
         if not self.inline:
             return Path(self.path).name
         return re.sub(r"[^A-Za-z0-9_-]+", "_", self.inline.strip())[:10].strip("_") or "script"
@@ -381,7 +394,8 @@ class Script(ConfigurableMixin):
     def to_command(self, python: str, inline_path: str | None = None) -> list[str]:
         """The words that run it, `Expand`s among them; `python` is the interpreter to use.
 
-        An inline program is the file `inline_path`, or follows `-c` where that is None (the default).
+        An inline program is the file `inline_path`, or follows `-c` where that is None (the default). An
+        image's ENTRYPOINT is the empty word.
         """
         words = self._entrypoint()
         if words and words[0] in ("python", "python3"):

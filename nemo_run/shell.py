@@ -56,9 +56,17 @@ def expands(argv: Iterable[str], env: Mapping[str, str]) -> bool:
     return any(isinstance(word, Expand) for word in (*argv, *env.values()))
 
 
-def through_shell(argv: Iterable[str], env: Mapping[str, str]) -> list[str]:
-    """An argument list that has `sh` expand what is marked, then become the command."""
+def through_shell(argv: Iterable[str], env: Mapping[str, str], *, follow: bool = False) -> list[str]:
+    """An argument list that has `sh` expand what is marked, then become the command.
+
+    Args:
+        argv: The command.
+        env: Its environment; what is marked in it is set.
+        follow: The command's first words are those that will stand after this list, and `argv` the rest.
+    """
     marked = {name: value for name, value in env.items() if isinstance(value, Expand)}
+    if follow:
+        return ["/bin/sh", "-c", f'{exports(marked)}exec "$@" {join(argv)}', "sh"]
     return ["/bin/sh", "-c", f"{exports(marked)}exec {join(argv)}"]
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from contracts.executor import wait_until
 
 #: Made by `make services`.
 IMAGE = "debian-py:12"
@@ -93,3 +98,29 @@ def stop_keepers(folder: Path) -> None:
                 process.kill()
         except psutil.Error:
             continue
+
+
+@contextlib.contextmanager
+def running_registry(folder: Path) -> Iterator[str]:
+    """A registry of the test's own, with its images in a folder: its address."""
+    if not (program := shutil.which("docker-registry")):
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("needs docker-registry")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    where = f"127.0.0.1:{port}"
+    (folder / "registry.yml").write_text(
+        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/kept}}}}\n"
+        f"http: {{addr: '{where}'}}\n"
+    )
+    with subprocess.Popen([program, "serve", str(folder / "registry.yml")]) as process:
+        try:
+            wait_until(lambda: _answers(port), "the registry answers")
+            yield where
+        finally:
+            process.terminate()
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

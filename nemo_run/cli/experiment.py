@@ -164,11 +164,11 @@ def wait(name: str = _NAME, as_json: bool = _JSON) -> None:
 
     If the process that launched them is gone, this one takes over and submits what was not submitted yet.
     """
-    from nemo_run.run import dispatch, look
+    from nemo_run.run import background, dispatch, look
     from nemo_run.run.errors import raise_for
 
     store = _open(name)
-    found = dispatch.wait(store, lambda: dispatch.Dispatcher(store, look.load_jobs(store)).run())
+    found = background.wait(store, lambda: dispatch.Dispatcher(store, look.load_jobs(store)).run())
     records = list(found.values())
     if as_json:
         print_json([record.to_json() for record in records])
@@ -260,9 +260,11 @@ def _open(name: str) -> Store:
 
 def _entry(store: Store, job: str | None) -> JobEntry:
     """A job by id or by number; the first for None."""
-    from nemo_run.errors import NotFoundError
+    from nemo_run.errors import ConfigError, NotFoundError
 
     entries = store.experiment().jobs
+    if not entries:
+        raise ConfigError(f"experiment {store.id!r} has no jobs")
     for entry in entries:
         if entry.id == job:
             return entry

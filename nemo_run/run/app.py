@@ -97,7 +97,9 @@ def _make_role(
 
     from nemo_run.config import Script
 
-    workdir = _workdir(executor, experiment, job_dir)
+    # An image's own program starts in the image's own folder, for which "" stands.
+    own = isinstance(task, Script) and task.is_of_image and not executor.working_dir
+    workdir = "" if own else _workdir(executor, experiment, job_dir)
     launcher = get_launcher(executor.launcher)
     env = _common_env(experiment, executor, job_dir)
     if isinstance(task, Script):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from nemo_run import console
 from nemo_run.run import dispatch, look
-from nemo_run.run.background import run_in_background
+from nemo_run.run.background import run_in_background, wait
 from nemo_run.run.job import Job
 from nemo_run.run.logs import Printer, Tail, sources
 from nemo_run.run.records import JobRecord
@@ -49,14 +49,14 @@ def attend(
 
     try:
         try:
-            return dispatch.wait(store, see_through)
+            return wait(store, see_through)
         except KeyboardInterrupt:
             answer = _interrupted(store, printer)
             if answer == "cancel":
                 _finish(tails, patience=1.0)
             if answer != "wait":
                 raise
-        return dispatch.wait(store, see_through)  # a second Ctrl-C is not asked about
+        return wait(store, see_through)  # a second Ctrl-C is not asked about
     finally:
         printer.stop()
 

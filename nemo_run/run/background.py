@@ -1,4 +1,4 @@
-"""The process that sees an experiment through when the one that launched it has gone."""
+"""Who sees an experiment through when the process that launched it has gone, and who waits for that."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import logging
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from nemo_run.core.runner import private
 from nemo_run.run import dispatch, look
+from nemo_run.run.records import JobRecord
 from nemo_run.run.store import Store
 
 
@@ -45,3 +48,22 @@ def main(path: str, lock: int) -> None:
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(message)s")
     store = Store(Path(path))
     dispatch.Dispatcher(store, look.load_jobs(store)).run()
+
+
+def wait(store: Store, see_through: Callable[[], dict[str, JobRecord]]) -> dict[str, JobRecord]:
+    """Wait until all jobs have ended, or whoever dispatches them has given up those it cannot see.
+
+    Args:
+        store: The experiment; where jobs may still be added to it, whoever adds them is waited for too.
+        see_through: Dispatches it; called once no other process does.
+    """
+    pause = 0.02
+    while True:
+        with store.dispatching() as ours:
+            if ours is not None:
+                return see_through()
+        records = {record.id: record for record in look.refresh(store)}
+        if not look.unfinished(records.values()) and not store.experiment().grows:
+            return records
+        time.sleep(pause)
+        pause = min(pause * 1.5, 2.0)

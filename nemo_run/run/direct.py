@@ -31,6 +31,7 @@ def call_task(task: Task, executor: Executor | None = None) -> Any:
     Raises:
         whatever a Python task raises.
         JobFailedError: a script ended with another exit code than 0.
+        ConfigError: it is the ENTRYPOINT of an image.
     """
     if isinstance(task, Script):
         return _run_script(task, executor)
@@ -53,6 +54,9 @@ def _resolved(env: Mapping[str, Any]) -> dict[str, str]:
 def _run_script(script: Script, executor: Executor | None) -> None:
     import tempfile
 
+    if script.is_of_image:
+        problem = "the ENTRYPOINT of an image cannot be run in this process"
+        raise ConfigError(f"{problem}; run it without direct=True")
     python = executor.python if executor else sys.executable
     env = _resolved({**(executor.env_vars if executor else {}), **script.env})
     with tempfile.TemporaryDirectory() as folder:

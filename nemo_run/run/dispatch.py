@@ -6,15 +6,14 @@ import contextlib
 import itertools
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nemo_run.core.execution.base import TERMINAL, AppState, Capability, JobStatus
+from nemo_run.core.execution.base import AppState, Capability, Executor
 from nemo_run.run.ledger import Backend, Ledger, OnChange
-from nemo_run.run.look import as_changes, ask, refresh, unfinished
+from nemo_run.run.poll import Poller
 from nemo_run.run.records import JobRecord
 from nemo_run.run.store import Store
 from nemo_run.run.submit import Submitter, takes_many
@@ -24,7 +23,15 @@ if TYPE_CHECKING:
 
 
 class Dispatcher:
-    """Sees the jobs of one experiment through; it holds nothing that is not on disk too."""
+    """Sees the jobs of one experiment through; it holds nothing that is not on disk too.
+
+    Args:
+        store: The experiment.
+        jobs: Its jobs.
+        workers: Jobs that are being submitted at the same time.
+        on_change: Called with each record that changed, by whichever thread changed it.
+        growing: Other threads will `add` jobs, and `close` it when no more are to come.
+    """
 
     def __init__(
         self,
@@ -33,53 +40,63 @@ class Dispatcher:
         *,
         workers: int = 16,
         on_change: OnChange | None = None,
+        growing: bool = False,
     ) -> None:
-        self.ledger = Ledger(store, jobs, on_change)
+        self.ledger = Ledger(store, on_change)
         self.records = self.ledger.records
         self._submitter = Submitter(self.ledger)
-        asked = (executor.submit_workers for job in jobs.values() for executor in job.executors)
-        #: Threads for submissions; they are started when there is something for them to do.
-        self._pool = ThreadPoolExecutor(min(workers, max(asked, default=1)))
+        self._poller = Poller(self.ledger)
+        self._workers = workers
+        #: Threads for submissions, by their number; they are started when there is something for them to do.
+        self._pools: dict[int, ThreadPoolExecutor] = {}
         self._dependents: dict[str, list[str]] = defaultdict(list)
-        for job in jobs.values():
-            for name in job.dependencies:
-                self._dependents[name].append(job.id)
         #: Jobs wait for others (held), then for room (ready), then for an answer (submitting), then for
         #: their end (running): settled.
-        self._held = dict.fromkeys(jobs)
+        self._held: dict[str, None] = {}
         self._ready: dict[Backend, dict[str, None]] = defaultdict(dict)
         self._submitting: dict[Future[None], str] = {}
-        self._polled = 0.0
         self._running: dict[str, None] = {}
         #: Held jobs to look at again, because something they depend on has changed.
-        self._stirred = deque(jobs)
-        self._unseen_since: dict[str, float] = {}
+        self._stirred = deque[str]()
+        #: What other threads want done here.
+        self._wishes = deque[Callable[[], None]]()
+        self._growing = growing
+        self._take_in(jobs)
 
     # --- the loop ---------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, JobRecord]:
         """Submit what is due and wait until every job has ended; a job nobody can see any more is UNKNOWN."""
         pause = 0.0
-        self._resume()
+        self._resume(list(self.records))
         with self._pooled():
-            while self.ledger.unsettled:
+            while self.ledger.unsettled or self._growing or self._wishes:
+                while self._wishes:
+                    self._wishes.popleft()()
                 changed = self._submit_due()
-                if self._running and self._may_poll():
+                if self._running and self._poller.may_poll(self._running, bool(self._submitting)):
                     changed |= self._poll()
                 pause = 0.0 if changed else self._pause(pause)
         return self.records
 
     def submit_due(self) -> bool:
         """Submit what can start now, and say whether that was everything."""
-        self._resume()
+        self._resume(list(self.records))
         with self._pooled():
             while self._submit_due() or self._submitting:
                 wait_for(self._submitting, return_when=FIRST_COMPLETED)
         return not self._held and not any(self._ready.values())
 
-    def _resume(self) -> None:
+    def _pause(self, last: float) -> float:
+        if not (self.ledger.unsettled or self._growing) or self._wishes:
+            return 0.0
+        submitting = bool(self._submitting)
+        return self._poller.pause(last, self._running, submitting=submitting, may_ring=self._growing)
+
+    def _resume(self, job_ids: Iterable[str]) -> None:
         """Take over where an earlier process stopped: adopt what it submitted without hearing of it."""
-        for job_id, record in self.records.items():
+        for job_id in job_ids:
+            record = self.records[job_id]
             unanswered = record.intent and not record.handle and not record.terminal
             if unanswered and (handle := self.ledger.executor(job_id).find(record.token)):
                 record = self.ledger.update(job_id, handle=handle)
@@ -88,6 +105,40 @@ class Dispatcher:
             elif record.handle:
                 self._held.pop(job_id, None)
                 self._running[job_id] = None
+
+    # --- what other threads ask for ---------------------------------------------------------------------
+
+    def add(self, jobs: Mapping[str, Job]) -> None:
+        """Take on jobs too that the store holds by now, and that depend on jobs that are known here."""
+        self._wish(lambda: self._take_in(jobs))
+
+    def heed(self, job_ids: Iterable[str]) -> None:
+        """Look again at records of jobs that are not submitted yet: somebody may have cancelled them."""
+        self._wish(lambda: self._look_again(job_ids))
+
+    def close(self) -> None:
+        """Let `run` end once all jobs have: no more are to come."""
+        self._growing = False
+        self._poller.ring()
+
+    def _wish(self, deed: Callable[[], None]) -> None:
+        self._wishes.append(deed)
+        self._poller.ring()
+
+    def _take_in(self, jobs: Mapping[str, Job]) -> None:
+        self.ledger.add(jobs)
+        for job in jobs.values():
+            for name in job.dependencies:
+                self._dependents[name].append(job.id)
+        self._held |= dict.fromkeys(jobs)
+        self._stirred.extend(jobs)
+
+    def _look_again(self, job_ids: Iterable[str]) -> None:
+        begun = {*self._running, *self._submitting.values()}
+        for job_id in self.ledger.unsettled.intersection(job_ids) - begun:
+            if self.ledger.reread(job_id).terminal:
+                self._ready[self.ledger.backend(job_id)].pop(job_id, None)
+                self._settle(job_id)
 
     # --- order ------------------------------------------------------------------------------------------
 
@@ -151,7 +202,7 @@ class Dispatcher:
             return
         for job_id in job_ids:
             if executor.submit_workers > 1:
-                self._submitting[self._pool.submit(self._submitter.submit, job_id)] = job_id
+                self._submitting[self._pool(executor).submit(self._submitter.submit, job_id)] = job_id
             else:
                 self._submitter.submit(job_id)
                 self._submitted(job_id)
@@ -176,13 +227,20 @@ class Dispatcher:
             self._ready[self.ledger.backend(job_id)][job_id] = None
         self._stirred.extend(self._dependents[job_id])
 
+    def _pool(self, executor: Executor) -> ThreadPoolExecutor:
+        threads = min(self._workers, executor.submit_workers)
+        if threads not in self._pools:
+            self._pools[threads] = ThreadPoolExecutor(threads)
+        return self._pools[threads]
+
     @contextlib.contextmanager
     def _pooled(self) -> Iterator[None]:
         """Whatever ends this, no submission is left half done."""
         try:
             yield
         finally:
-            self._pool.shutdown(cancel_futures=True)
+            for pool in self._pools.values():
+                pool.shutdown(cancel_futures=True)
 
     def _take_due(self) -> dict[Backend, list[str]]:
         """Of the ready jobs of each backend as many as its limit leaves room for."""
@@ -200,22 +258,16 @@ class Dispatcher:
 
     # --- polling ----------------------------------------------------------------------------------------
 
-    def _may_poll(self) -> bool:
-        """Each answer to a submission wakes us; meanwhile no backend is asked more often than it likes."""
-        shortest = min(self.ledger.executor(job_id).poll_interval[0] for job_id in self._running)
-        return not self._submitting or time.monotonic() >= self._polled + shortest
-
     def _poll(self) -> bool:
-        """Ask each backend once about all its jobs; True if any job has news."""
-        self._polled = time.monotonic()
-        asked, news = defaultdict(list), self._resolve_doubts()
-        for job_id in self._running:
-            if job_id not in self._submitter.doubtful:
-                asked[self.ledger.backend(job_id)].append(job_id)
-        for job_ids in asked.values():
-            for job_id, status in zip(job_ids, self._ask(job_ids), strict=True):
-                news |= self._take_note(job_id, status)
-        return news
+        """Ask about all jobs that their backends have; True if any job has news."""
+        resolved = self._resolve_doubts()
+        news, settled = self._poller.poll(self._sent())
+        for job_id in settled:
+            self._settle(job_id)
+        return resolved or news
+
+    def _sent(self) -> list[str]:
+        return [job_id for job_id in self._running if job_id not in self._submitter.doubtful]
 
     def _resolve_doubts(self) -> bool:
         """Ask whether jobs arrived whose submission was cut off; True if that is known of any now."""
@@ -232,64 +284,3 @@ class Dispatcher:
             else:
                 silent.add(backend)
         return news
-
-    def _ask(self, job_ids: list[str]) -> list[JobStatus]:
-        handles = [handle for job_id in job_ids if (handle := self.records[job_id].handle)]
-        return ask(self.ledger.executor(job_ids[0]), handles)
-
-    def _take_note(self, job_id: str, status: JobStatus) -> bool:
-        if status.state == AppState.UNKNOWN:
-            return self._unseen(job_id, status)
-        self._unseen_since.pop(job_id, None)
-        before = self.records[job_id]
-        if status.state in TERMINAL:
-            self.ledger.update(job_id, **as_changes(status))
-            self._settle(job_id)
-        elif (seen := replace(before, **as_changes(status))) != before:
-            self.ledger.note(seen)
-        return self.records[job_id] != before
-
-    def _unseen(self, job_id: str, status: JobStatus) -> bool:
-        """A job that cannot be seen keeps its last state, until waiting for it makes no sense."""
-        age = time.monotonic() - self._unseen_since.setdefault(job_id, time.monotonic())
-        if age < self.ledger.executor(job_id).lost_after:
-            return False
-        message = f"not seen for {age:.0f} s: {status.message}"
-        self.ledger.update(job_id, state=AppState.UNKNOWN, message=message)
-        self._settle(job_id)
-        return True
-
-    def _pause(self, last: float) -> float:
-        """Wait longer each time nothing has changed, within what the backends ask for; returns how long."""
-        by_backend = {self.ledger.backend(job_id): self.ledger.executor(job_id) for job_id in self._running}
-        intervals = [executor.poll_interval for executor in by_backend.values()] or [(0.01, 0.01)]
-        shortest, longest = min(low for low, _ in intervals), min(high for _, high in intervals)
-        # The end of a submission wakes nobody.
-        seconds = max(shortest, min(last * 1.5, 0.05 if self._submitting else longest))
-        if len(by_backend) == 1:
-            (executor,) = by_backend.values()
-            executor.await_news(
-                [h for job_id in self._running if (h := self.records[job_id].handle)], seconds
-            )
-        else:
-            time.sleep(seconds)
-        return seconds
-
-
-def wait(store: Store, see_through: Callable[[], dict[str, JobRecord]]) -> dict[str, JobRecord]:
-    """Wait until all jobs have ended, or whoever dispatches them has given up those it cannot see.
-
-    Args:
-        store: The experiment.
-        see_through: Dispatches it; called once no other process does.
-    """
-    pause = 0.02
-    while True:
-        with store.dispatching() as ours:
-            if ours is not None:
-                return see_through()
-        records = {record.id: record for record in refresh(store)}
-        if not unfinished(records.values()):
-            return records
-        time.sleep(pause)
-        pause = min(pause * 1.5, 2.0)

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from nemo_run.config import Config, Partial, Script, check_arguments, get_type_namespace
 from nemo_run.core.execution.base import Capability, Executor
 from nemo_run.core.execution.checks import check_installed
-from nemo_run.core.execution.launcher import get_launcher, ray_launcher
+from nemo_run.core.execution.launcher import Launcher, get_launcher, ray_launcher
 from nemo_run.core.execution.local import LocalExecutor
 from nemo_run.errors import ConfigError, UnsupportedError
 from nemo_run.run.plugin import Plugin
@@ -248,7 +248,7 @@ def check_jobs(jobs: Mapping[str, Job]) -> None:
     Raises:
         ConfigError: a dependency is unknown or depends on itself in the end; an executor cannot work; a task
             lacks an argument.
-        UnsupportedError: a group for a backend without groups.
+        UnsupportedError: a group for a backend without groups, or an image's program for one without images.
     """
     for job in jobs.values():
         for name in job.dependencies:
@@ -256,8 +256,10 @@ def check_jobs(jobs: Mapping[str, Job]) -> None:
                 raise ConfigError(f"job {job.id!r} depends on {name!r}, which is no job of this experiment")
         for executor in job.executors:
             executor.check()
-        for task in job.tasks:
+        for task, executor in zip(job.tasks, job.executors, strict=True):
             check_arguments(task)
+            if isinstance(task, Script) and task.is_of_image:
+                _check_runs_image(job.id, executor)
         executor = job.executors[0]
         if job.group and Capability.GROUPS not in executor.capabilities:
             name = type(executor).__name__
@@ -271,6 +273,25 @@ def check_jobs(jobs: Mapping[str, Job]) -> None:
         graphlib.TopologicalSorter({job.id: job.dependencies for job in jobs.values()}).prepare()
     except graphlib.CycleError as exc:
         raise ConfigError("jobs depend on each other in a circle: " + " → ".join(exc.args[1])) from exc
+
+
+def _check_runs_image(job_id: str, executor: Executor) -> None:
+    """Refuse to run an image's own ENTRYPOINT where there is no image, or something would stand before it."""
+    name, launcher = type(executor).__name__, get_launcher(executor.launcher)
+    if Capability.IMAGES not in executor.capabilities:
+        raise UnsupportedError(
+            f'{name} cannot run {job_id!r}, a Script(entrypoint="") without a path, as its jobs are not in'
+            " images; say what is to run, or use run.DockerExecutor",
+            executor=name,
+            capability="IMAGES",
+        )
+    if type(launcher) is not Launcher or launcher.nsys_profile:
+        raise UnsupportedError(
+            f"{name} cannot run {job_id!r}, an image's own ENTRYPOINT, by {type(launcher).__name__}, which"
+            " starts commands; leave the launcher out, or give the command as a Script's path",
+            executor=name,
+            capability="launcher",
+        )
 
 
 def check_launchers(jobs: Iterable[Job]) -> None:

@@ -21,14 +21,26 @@ Backend = tuple[type, str]
 class Ledger:
     """Records by job id, in the jobs' order; what is changed in them is on disk too."""
 
-    def __init__(self, store: Store, jobs: Mapping[str, Job], on_change: OnChange | None = None) -> None:
+    def __init__(self, store: Store, on_change: OnChange | None = None) -> None:
         self.store = store
-        self.jobs = jobs
         self.experiment = store.experiment()
-        self.records = {job_id: store.read_job(job_id) for job_id in jobs}
+        self.jobs: dict[str, Job] = {}
+        self.records: dict[str, JobRecord] = {}
         self.on_change = on_change or (lambda record: None)
         #: Jobs of which it is not known how they ended, and that nobody has given up.
-        self.unsettled = set(jobs)
+        self.unsettled: set[str] = set()
+
+    def add(self, jobs: Mapping[str, Job]) -> None:
+        """Know of further jobs."""
+        self.records.update({job_id: self.store.read_job(job_id) for job_id in jobs})
+        self.jobs |= jobs
+        self.unsettled |= jobs.keys()
+
+    def reread(self, job_id: str) -> JobRecord:
+        """A job's record as somebody else may have changed it."""
+        if (record := self.store.read_job(job_id)) != self.records[job_id]:
+            self.note(record)
+        return record
 
     def update(self, job_id: str, *, sync: bool = False, **changes: Any) -> JobRecord:
         """Change a record and write it down, unless nothing changes; returns how it is now."""

@@ -251,9 +251,12 @@ class Tail:
         several = len({source.role for source in sources}) > 1
         try:
             for source, text in read_logs(executor, handle, sources, follow=True, secrets=secrets):
-                whose = source.label if several else source.label.rpartition("/")[2]
-                name = f"{self._job_id}/{whose}" if whose else self._job_id
-                if not self._print(f"{name} │ {text}"):
+                if not self._print(self._line(source, text, several)):
                     return
         except NemoRunError as exc:
             self._print(f"{self._job_id} │ [log ends here: {exc}]", error=True)
+
+    def _line(self, source: Source, text: str, several: bool) -> str:
+        """A line as it is printed; `several` roles print."""
+        whose = source.label if several else source.label.rpartition("/")[2]
+        return f"{self._job_id}/{whose} │ {text}" if whose else f"{self._job_id} │ {text}"

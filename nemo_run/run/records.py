@@ -38,6 +38,8 @@ class ExperimentRecord:
     cwd: str
     python_path: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    #: Whether jobs may be added to it while somebody dispatches it.
+    grows: bool = False
     schema: int = SCHEMA
 
 

@@ -47,6 +47,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._experiment: ExperimentRecord | None = None
+        self._read_at: tuple[int, ...] = ()
 
     # --- making -----------------------------------------------------------------------------------------
 
@@ -112,14 +113,23 @@ class Store:
         return self.path.name
 
     def experiment(self) -> ExperimentRecord:
-        """`experiment.json`, which does not change and so is read once.
+        """`experiment.json`, which is read again only once jobs have been added to it.
 
         Raises:
             StoreError: it cannot be read, or a newer nemo_run wrote it.
         """
-        if self._experiment is None:
-            self._experiment = self._read_experiment()
+        stamp = self._stamp()
+        if self._experiment is None or stamp not in ((), self._read_at):
+            self._experiment, self._read_at = self._read_experiment(), stamp
         return self._experiment
+
+    def _stamp(self) -> tuple[int, ...]:
+        """Another one once the experiment's record has been replaced; none if it is gone."""
+        try:
+            found = os.stat(self.path / "experiment.json")
+        except OSError:
+            return ()
+        return found.st_ino, found.st_mtime_ns, found.st_size
 
     def _read_experiment(self) -> ExperimentRecord:
         record = self._read("experiment.json")
@@ -162,6 +172,33 @@ class Store:
             raise StoreError(f"cannot read {path}: {reason}") from exc
 
     # --- changing ---------------------------------------------------------------------------------------
+
+    def add_jobs(self, jobs: Sequence[JobEntry], files: Mapping[str, str]) -> None:
+        """Write jobs, then let them appear in an experiment that is there.
+
+        Args:
+            jobs: What `experiment.json` will hold of them, beside those that it holds.
+            files: Text by path below the experiment's folder.
+
+        Raises:
+            FileExistsError: it has a job of such an id; nothing is written.
+            StoreError: it cannot be read or written.
+        """
+        new = {job.id for job in jobs}
+        with self.lock():
+            record = self.experiment()
+            if taken := sorted(new & {job.id for job in record.jobs}):
+                raise FileExistsError(errno.EEXIST, f"experiment {self.id!r} has such a job", taken[0])
+            for job_id in new:  # a maker that was killed may have left some of it
+                shutil.rmtree(self.job_dir(job_id), ignore_errors=True)
+            try:
+                _write_all(self.path, {name: files[name] for name in files if name.partition("/")[0] in new})
+            except OSError as exc:
+                raise StoreError(f"cannot write to {self.path}: {exc.strerror or exc}") from exc
+            for name in files:
+                if name.partition("/")[0] not in new:
+                    self.write(name, files[name])
+            self.write("experiment.json", dump(asdict(replace(record, jobs=[*record.jobs, *jobs]))))
 
     def update_job(self, job_id: str, *, sync: bool = False, **changes: Any) -> JobRecord:
         """Change a job's record; one that is terminal stays as it is, unless a later attempt says otherwise.

@@ -275,7 +275,7 @@ def test_a_second_waiter_takes_not_seen_for_no_verdict_either(folder: str) -> No
 
 
 def test_one_call_asks_a_backend_about_all_of_its_jobs(folder: str) -> None:
-    cluster = FakeExecutor(folder=folder, default=Fate(after=0.5))
+    cluster = FakeExecutor(folder=folder, default=Fate(after=2.0))
     exp = experiment("many", cluster, {f"job{number}": [] for number in range(60)})
     exp.run()
     ids = sorted(job["id"] for job in cluster.jobs())

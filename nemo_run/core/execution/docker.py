@@ -40,6 +40,7 @@ from nemo_run.core.execution.docker_engine import (
     is_socket,
     socket_owner,
 )
+from nemo_run.core.execution.docker_entrypoint import ONE_STREAM, plan_own, plan_own_from_file
 from nemo_run.core.execution.docker_job import (
     LIBRARY,
     PACKAGE,
@@ -66,7 +67,7 @@ NO_IMAGE = "scratch"
 #: Seconds between SIGTERM and SIGKILL.
 GRACE = 10.0
 #: Settings that hold for a job as a whole, so that all members of a group must agree on them.
-_WHOLE_JOB = ("timeout", "monitor_resources", "retries", "network", "base_url")
+_WHOLE_JOB = ("timeout", "monitor_resources", "retries", "network", "shared_network", "base_url")
 #: Arguments of Docker's library that fields stand for, or that a job could not be found again with.
 _OURS = {
     "command": "the task", "detach": "nothing", "environment": "env_vars", "image": "container_image",
@@ -77,8 +78,6 @@ _OURS = {
     "shm_size": "shm_size", "ipc_mode": "ipc_mode", "privileged": "privileged",
     "ulimits": "ulimits", "healthcheck": "healthcheck", "device_requests": "num_gpus",
 }  # fmt: skip
-#: What is printed keeps its order: an Engine reads two streams as it happens to. The words are not touched.
-_ONE_STREAM = ("/bin/sh", "-c", 'exec "$@" 2>&1', "sh")
 _ULIMIT = re.compile(r"([a-z]+)[=:](-?\d+)(?::(-?\d+))?\Z")
 _VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 
@@ -103,6 +102,8 @@ class DockerExecutor(Executor):
     volumes: list[str] | dict[str, Any] = field(default_factory=list)
     #: GPUs of the Engine's machine; -1 for all.
     num_gpus: int | None = None
+    #: Which they are, by number or UUID, instead.
+    gpu_ids: list[str] = field(default_factory=list)
     #: The Engine's runtime, such as "nvidia".
     runtime: str | None = None
     #: "host" for the machine's shared memory; None for the container's own.
@@ -113,6 +114,10 @@ class DockerExecutor(Executor):
     ulimits: list[str] = field(default_factory=list)
     #: A network of the Engine's; None for its default one, and for a group one of its own.
     network: str | None = None
+    #: Instead a network that is made where it is missing, and removed with the last that is in it.
+    shared_network: str | None = None
+    #: Names by which others in its network find the container, beside its role's in a group.
+    aliases: list[str] = field(default_factory=list)
     #: Give the container all rights on the machine.
     privileged: bool = False
     #: As Docker's library takes it: {"test": [...], "interval": ...}.
@@ -157,8 +162,13 @@ class DockerExecutor(Executor):
         check_count(self, "num_gpus", -1, optional=True)
         check_count(self, "max_parallel", 1, optional=True)
         check_kind(self, "privileged", bool)
-        for name in ("runtime", "ipc_mode", "network", "user", "base_url"):
+        for name in ("runtime", "ipc_mode", "network", "shared_network", "user", "base_url"):
             check_kind(self, name, str, type(None))
+        for one, other in (("network", "shared_network"), ("num_gpus", "gpu_ids")):
+            if getattr(self, one) and getattr(self, other):
+                raise ConfigError(f"DockerExecutor has {one} and {other}; give one of them")
+        for name in ("aliases", "gpu_ids"):
+            check_kind(self, name, list)
         for name in ("healthcheck", "additional_kwargs"):
             check_kind(self, name, dict)
         if self.shm_size is not None:
@@ -224,7 +234,7 @@ class DockerExecutor(Executor):
         yield Check(name="engine", ok=True, found=f"{self.cluster()}, version {version} on {system}")
         if self.container_image not in ("", NO_IMAGE):
             yield self._probe_image()
-        if self.runtime or self.num_gpus:
+        if self.runtime or self.num_gpus or self.gpu_ids:
             yield self._probe_runtime(about)
 
     def _probe_image(self) -> Check:
@@ -344,7 +354,9 @@ def _request(executor: DockerExecutor, spec: JobSpec) -> dict[str, Any]:
     url = address(executor.base_url)
     same_files = is_socket(url) if executor.same_files is None else executor.same_files
     group = len(spec.members) > 1
-    own_network = _name(spec, "") if group and executor.network is None else None
+    own_network = executor.shared_network
+    if group and not own_network and executor.network is None:
+        own_network = _name(spec, "")
     folders: list[str] = []
     roles = [
         _plan_role(spec, role, member, own_network, url, same_files, folders)
@@ -377,13 +389,15 @@ def _plan_role(
     workdir = role.metadata["workdir"]
     if workdir.startswith(f"{RUNDIR}/"):  # else the Engine makes it, and it is root's
         folders.append(os.path.relpath(os.path.normpath(workdir), RUNDIR))
-    user, build = _user(executor, url), _build(executor, spec)
-    argv, env, start = _start(role, nobody=executor.user is None and not user.startswith("0:"))
+    of_image, build = not role.entrypoint, _build(executor, spec)
+    user = executor.user or "" if of_image else _user(executor, url)
+    nobody = executor.user is None and not of_image and not user.startswith("0:")
+    argv, env, start = _start(role, nobody=nobody)
     kwargs = {
         "image": build["tag"] if build else executor.container_image,
-        "command": [*_ONE_STREAM, *map(str, argv)],
+        "command": [*ONE_STREAM, *map(str, argv)],
         "environment": env,
-        "working_dir": workdir,
+        "working_dir": workdir or None,
         "user": user,
         "init": True,
         "labels": {TOKEN: spec.token, JOB_DIR: str(spec.job_dir), ROLE: role.name},
@@ -402,7 +416,23 @@ def _plan_role(
     kwargs["mounts"] = mounts + list(given.pop("mounts", []))
     if binds:
         kwargs["volumes"] = binds
-    return {"name": role.name, "kwargs": kwargs | given, "start": start, "build": build}
+    planned = {"name": role.name, "kwargs": kwargs | given, "start": start, "build": build}
+    return _of_image(planned, role) if of_image else planned
+
+
+def _of_image(planned: dict[str, Any], role: Role) -> dict[str, Any]:
+    """The same role, to start what the image says."""
+    kwargs, start = dict(planned["kwargs"]), planned["start"]
+    if "entrypoint" in kwargs:
+        problem = "additional_kwargs holds an entrypoint, and the Script asks for the image's own"
+        raise ConfigError(f"DockerExecutor.{problem}; leave one of them out")
+    if start is None:
+        own = plan_own(role.args, role.env)
+    else:
+        own = plan_own_from_file(START, role.args)
+        start = {**start, "argv": start["argv"][1:], "follow": True}
+    del kwargs["command"]
+    return {**planned, "kwargs": kwargs, "start": start, "own": own}
 
 
 def _start(role: Role, *, nobody: bool) -> tuple[list[str], dict[str, Any], dict[str, Any] | None]:
@@ -468,6 +498,9 @@ def _limits(executor: DockerExecutor) -> dict[str, Any]:
         limits["nano_cpus"] = executor.cpu_limit * 10**9
     if executor.num_gpus:
         limits["device_requests"] = [{"Driver": "", "Count": executor.num_gpus, "Capabilities": [["gpu"]]}]
+    if executor.gpu_ids:
+        which = {"DeviceIDs": list(executor.gpu_ids)}
+        limits["device_requests"] = [{"Driver": "", **which, "Capabilities": [["gpu"]]}]
     if executor.shm_size is not None:
         limits["shm_size"] = parse_bytes(executor.shm_size)
     if executor.ulimits:
@@ -491,15 +524,22 @@ def _ulimits(given: Any) -> list[dict[str, Any]]:
     return limits
 
 
+def _shown_gpus(request: Mapping[str, Any]) -> str:
+    if which := request.get("DeviceIDs"):
+        return f'"device={",".join(which)}"'
+    return "all" if request["Count"] < 0 else str(request["Count"])
+
+
 def _network(executor: DockerExecutor, own: str | None, role: str, *, group: bool) -> dict[str, Any]:
-    """A group's members share a network and go by their roles' names there."""
+    """A group's members share a network and go by their roles' names there, and by those that are given."""
     network = own or executor.network
     if network is None:
         return {}
-    alias = re.sub(r"[^A-Za-z0-9_.-]+", "-", role)
-    if not group or network in ("host", "none", "bridge") or network.startswith("container:"):
+    names = {role, re.sub(r"[^A-Za-z0-9_.-]+", "-", role)} if group else set()
+    names |= set(executor.aliases)
+    if not names or network in ("host", "none", "bridge") or network.startswith("container:"):
         return {"network": network} if network not in ("host", "none") else {"network_mode": network}
-    return {"network": network, "networking_config": {network: {"Aliases": sorted({role, alias})}}}
+    return {"network": network, "networking_config": {network: {"Aliases": sorted(names)}}}
 
 
 def _mounts(
@@ -600,7 +640,8 @@ def _as_script(request: Mapping[str, Any]) -> str:
 def _as_command(role: Mapping[str, Any]) -> str:
     kwargs = dict(role["kwargs"])
     flags = [["--detach"], ["--init"] if kwargs.pop("init") else []]
-    image, command = kwargs.pop("image"), kwargs.pop("command")
+    image, own = kwargs.pop("image"), role.get("own")
+    command = own["args"] if own else kwargs.pop("command")
     for name, flag in _FLAGS.items():
         if kwargs.get(name):
             flags.append([flag, str(kwargs.pop(name))])
@@ -614,7 +655,7 @@ def _as_command(role: Mapping[str, Any]) -> str:
         for limit in kwargs.pop("ulimits", ())
     ]
     for request in kwargs.pop("device_requests", ()):
-        flags.append(["--gpus", "all" if request["Count"] < 0 else str(request["Count"])])
+        flags.append(["--gpus", _shown_gpus(request)])
     flags += [["--privileged"]] if kwargs.pop("privileged", False) else []
     for endpoint in kwargs.pop("networking_config", {}).values():
         flags += [["--network-alias", alias] for alias in endpoint["Aliases"]]
@@ -622,7 +663,10 @@ def _as_command(role: Mapping[str, Any]) -> str:
     flags += [["--env", f"{name}={value}"] for name, value in kwargs.pop("environment").items()]
     kwargs.pop("log_config")
     kwargs.pop("memswap_limit", None)
-    rest = [f"# and {name}={value!r}" for name, value in kwargs.items()]
+    rest = [f"# and {name}={value!r}" for name, value in kwargs.items() if value is not None]
+    if own:
+        before = join(own["prefix"])
+        rest.append(f"# the image's ENTRYPOINT, or where it has none its CMD, is started by {before}")
     lines = " \\\n    ".join(
         ["docker run", *(join(words) for words in flags if words), join([image, *command])]
     )
@@ -650,7 +694,8 @@ def _shown_start(start: Mapping[str, Any] | None) -> list[str]:
         return Expand(value["_expand_"]) if isinstance(value, Mapping) else str(value)
 
     env = {name: shown(value) for name, value in start["env"].items()}
-    text = f"{exports(env)}exec {join(map(shown, start['argv']))}"
+    given = '"$@" ' if start.get("follow") else ""
+    text = f"{exports(env)}exec {given}{join(map(shown, start['argv']))}"
     return [f"# {START} is put into the container before it starts, and removes itself. It says:"] + [
         f"# {line}" for line in text.split("\n")
     ]

@@ -1,4 +1,4 @@
-"""Images of packaged code: built by an Engine, once for the same code, and pushed where that is asked for."""
+"""Images: built by an Engine, once for the same contents, and pushed where that is asked for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import tarfile
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,14 +18,14 @@ from nemo_run.core.execution.docker_engine import Engine, EngineRefusal
 from nemo_run.core.packaging.image import Image
 from nemo_run.errors import SubmitError
 
-#: The Dockerfile's name among the code's files, where it meets none of theirs.
-_DOCKERFILE = ".nemo_run.Dockerfile"
+#: The Dockerfile's name among the files it copies from, where it meets none of theirs.
+DOCKERFILE = ".nemo_run.Dockerfile"
 #: So much of what was printed stands in an error.
 _TAIL = 10
 
 
 def ensure_built(engine: Engine, image: Image, log: Path) -> None:
-    """Have an image on the Engine: built if it is not there, pushed if that was not done by this process.
+    """Have an image of packaged code on the Engine: built if it is not there, pushed if that is not done yet.
 
     Args:
         engine: Where.
@@ -35,57 +35,102 @@ def ensure_built(engine: Engine, image: Image, log: Path) -> None:
     Raises:
         SubmitError: an instruction fails, with its line; or the registry refuses it.
     """
-    with engine.building:  # many jobs are submitted at once, and most have the same code
-        if not engine.has_image(image.tag):
-            _build(engine, image, log)
-        if image.push and (image.tag, image.push) not in engine.pushed:
-            _push(engine, image.tag, image.push)
-            engine.pushed.add((image.tag, image.push))
+
+    def write(file: IO[bytes]) -> None:
+        if image.context is None or not image.context.is_dir():
+            problem = f"image {image.tag} is gone, and so is its code ({image.context}); launch again"
+            raise SubmitError(problem, output=problem)
+        write_context(image.context, image.dockerfile, file)
+
+    ensure_image(engine, image.tag, image.dockerfile, write, log, mend="mend ImagePackager's instructions")
+    if image.push:
+        ensure_pushed(engine, image.tag, image.push)
 
 
-def _build(engine: Engine, image: Image, log: Path) -> None:
-    if image.context is None or not image.context.is_dir():
-        problem = f"image {image.tag} is gone, and so is its code ({image.context}); launch again"
-        raise SubmitError(problem, output=problem)
-    output = _Output(image.dockerfile)
-    print(f"building image {image.tag}, see {log}", file=sys.stderr, flush=True)
+def ensure_image(
+    engine: Engine,
+    tag: str,
+    dockerfile: str,
+    write: Callable[[IO[bytes]], None],
+    log: Path,
+    *,
+    mend: str,
+) -> None:
+    """Have an image on the Engine; it is built if there is none of that tag, by one thread alone.
+
+    Args:
+        engine: Where.
+        tag: Its tag, which stands for what is in it.
+        dockerfile: What is built.
+        write: Puts the files that it copies from into a tar, with the Dockerfile as `DOCKERFILE`.
+        log: Takes all that the build prints.
+        mend: What to do about an instruction that fails.
+
+    Raises:
+        SubmitError: one fails, with its line.
+    """
+    with engine.making(tag):  # many jobs are submitted at once, and most have the same code
+        if not engine.has_image(tag):
+            _build(engine, tag, dockerfile, write, log, mend)
+
+
+def ensure_pushed(engine: Engine, tag: str, name: str) -> str:
+    """Have an image in a registry, pushed once by each process; returns the digest it has there.
+
+    Raises:
+        SubmitError: the registry refuses it.
+    """
+    with engine.making(tag):
+        if (tag, name) not in engine.pushed:
+            engine.pushed[tag, name] = _push(engine, tag, name)
+        return engine.pushed[tag, name]
+
+
+def _build(
+    engine: Engine, tag: str, dockerfile: str, write: Callable[[IO[bytes]], None], log: Path, mend: str
+) -> None:
+    output = _Output(tag, dockerfile)
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(log, "w", opener=runner.private, encoding="utf-8"))
         context = stack.enter_context(tempfile.TemporaryFile())
-        write_context(image.context, image.dockerfile, context)
+        write(context)
         context.seek(0)
+        print(f"building image {tag}, see {log}", file=sys.stderr, flush=True)
+        file = stack.enter_context(open(log, "w", opener=runner.private, encoding="utf-8"))
         try:
-            for text in output.read(engine.build(context, dockerfile=_DOCKERFILE, tag=image.tag)):
+            for text in output.read(engine.build(context, dockerfile=DOCKERFILE, tag=tag)):
                 file.write(text)
                 file.flush()
         except EngineRefusal as exc:  # it cannot read the Dockerfile
-            raise _refused(image, str(exc), exc.output) from exc
+            raise _refused(tag, str(exc), exc.output, mend) from exc
     if output.error:
-        raise _refused(image, f"{output.place()}: {output.error}", "".join(output.last), log)
+        raise _refused(tag, f"{output.place()}: {output.error}", "".join(output.last), mend, log)
 
 
-def _refused(image: Image, problem: str, said: str, log: Path | None = None) -> SubmitError:
+def _refused(tag: str, problem: str, said: str, mend: str, log: Path | None = None) -> SubmitError:
     shown = f"\n{said.rstrip()}\nAll that was printed is in {log}." if log else ""
-    what = f"image {image.tag} of the code cannot be built: {problem}; mend ImagePackager's instructions."
-    return SubmitError(what + shown, output=said + problem)
+    return SubmitError(f"image {tag} cannot be built: {problem}; {mend}.{shown}", output=said + problem)
 
 
-def _push(engine: Engine, tag: str, name: str) -> None:
+def _push(engine: Engine, tag: str, name: str) -> str:
     print(f"pushing image {name}", file=sys.stderr, flush=True)
+    digest = ""
     try:
         for event in engine.push(tag, name):
             if error := event.get("error"):
                 raise EngineRefusal(str(error), output=str(error), status=500)
+            digest = (event.get("aux") or {}).get("Digest", digest)
     except EngineRefusal as exc:
         hint = "check its name, and `docker login` to its registry"
         problem = f"image {name!r} cannot be pushed: {exc.output}"
         raise SubmitError(f"{problem}; {hint}", output=exc.output) from exc
+    return digest
 
 
 class _Output:
     """What a build prints, and which instruction it has come to."""
 
-    def __init__(self, dockerfile: str) -> None:
+    def __init__(self, tag: str, dockerfile: str) -> None:
+        self._tag = tag
         self._dockerfile = dockerfile
         self._step = 0
         self.error = ""
@@ -99,7 +144,7 @@ class _Output:
             if text.startswith("Step "):
                 self._step = int(text[5:].partition("/")[0])
                 self.last.clear()
-                print("  " + text.strip(), file=sys.stderr, flush=True)
+                print(f"{self._tag}: {text.strip()}", file=sys.stderr, flush=True)
             elif text:
                 self.last.append(text)
             yield text
@@ -134,12 +179,17 @@ def write_context(code: Path, dockerfile: str, file: IO[bytes]) -> None:
         member.mode = 0o777 if member.isdir() or member.mode & 0o100 else 0o666
         return member
 
-    added = {_DOCKERFILE: dockerfile, ".dockerignore": f"{_DOCKERFILE}\n.dockerignore\n"}
+    added = {DOCKERFILE: dockerfile, ".dockerignore": f"{DOCKERFILE}\n.dockerignore\n"}
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name in sorted(os.listdir(code)):
             archive.add(code / name, name, filter=plain)
             added.pop(name, None)
         for name, text in added.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data := text.encode(errors="surrogateescape"))
-            archive.addfile(member, io.BytesIO(data))
+            add_text(archive, name, text)
+
+
+def add_text(archive: tarfile.TarFile, name: str, text: str) -> None:
+    """Add a file of this text, the same at all times."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data := text.encode(errors="surrogateescape"))
+    archive.addfile(member, io.BytesIO(data))

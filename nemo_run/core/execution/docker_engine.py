@@ -11,6 +11,7 @@ import sys
 import tarfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -124,10 +125,14 @@ class Engine:
             self._client = docker.DockerClient(timeout=PATIENCE, **options)
         self._api = self._client.api
         self._news = _News(self._api)
-        #: Held by whoever builds an image.
-        self.building = threading.Lock()
-        #: The images this process has pushed: tag and name.
-        self.pushed: set[tuple[str, str]] = set()
+        self._making: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        #: The images this process has pushed: by tag and name the digest that the registry knows it by.
+        self.pushed: dict[tuple[str, str], str] = {}
+
+    def making(self, tag: str) -> threading.Lock:
+        """Held by whoever builds or pushes this image."""
+        with _CONNECTING:
+            return self._making[tag]
 
     @functools.cached_property
     def id(self) -> str:
@@ -163,6 +168,12 @@ class Engine:
             return False
         return True
 
+    def inspect_image(self, image: str) -> dict[str, Any]:
+        """All about an image that is there: Id, Config, RepoDigests, …"""
+        with _answered(self.url, f"looking at image {image!r}"):
+            found: dict[str, Any] = self._api.inspect_image(image)
+            return found
+
     def check_image(self, image: str) -> None:
         """Find out whether an image that is not there could be pulled.
 
@@ -191,6 +202,11 @@ class Engine:
         with _answered(self.url, f"pushing {name}"):
             self._api.tag(tag, repository, version or "latest")
             yield from self._api.push(repository, tag=version or "latest", stream=True, decode=True)
+
+    def load(self, archive: IO[bytes]) -> Iterator[dict[str, Any]]:
+        """Load what `docker save` wrote; gives the Engine's events, of which one may be an `error`."""
+        with _answered(self.url, "the Engine cannot load it"):
+            yield from self._api.load_image(archive)
 
     def _pull(self, image: str) -> None:
         from docker.utils import parse_repository_tag
@@ -333,13 +349,34 @@ class Engine:
             if exc.status != 404:
                 raise
 
+    def has_path(self, name: str, path: str) -> bool:
+        """Whether a container, running or not, has something at a path."""
+        try:
+            with _answered(self.url, f"looking for {path}"):
+                chunks, _ = self._api.get_archive(name, path)
+                for _ in chunks:  # what is read to its end lets go of its connection
+                    pass
+        except EngineRefusal as exc:
+            if exc.status != 404:
+                raise
+            return False
+        return True
+
     # --- networks ---------------------------------------------------------------------------------------
 
-    def create_network(self, name: str, labels: Mapping[str, str]) -> None:
-        """Make a bridge network unless it is there."""
-        with _answered(self.url, "the Engine cannot make the group's network"):
-            if not self._api.networks(names=[name]):
+    def create_network(self, name: str, labels: Mapping[str, str]) -> bool:
+        """Make a bridge network unless it is there; whether it was not."""
+        try:
+            problem = f"the Engine cannot make the network {name}"
+            with self.making(f"network {name}"), _answered(self.url, problem):
+                if any(network["Name"] == name for network in self._api.networks(names=[name])):
+                    return False
                 self._api.create_network(name, driver="bridge", labels=dict(labels), check_duplicate=True)
+                return True
+        except EngineRefusal as exc:
+            if exc.status != 409:  # else another process was quicker
+                raise
+            return True
 
     def remove_network(self, name: str) -> None:
         """Remove a network; harmless if it is gone."""

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from nemo_run.core import runner
+from nemo_run.core.execution import docker_entrypoint
 from nemo_run.core.execution.base import TERMINAL, AppState, JobStatus
 from nemo_run.core.execution.docker_build import ensure_built
 from nemo_run.core.execution.docker_engine import (
@@ -143,15 +144,30 @@ class DockerJob:
         for role in sorted(roles, key=lambda role: not role["kwargs"].get("device_requests")):
             name = container_name(record, role)
             if (there := engine.inspect(name)) and there["State"]["Status"] == "created":
-                engine.start(name)
+                self._start(engine, record, name)
         record |= {"phase": "started"}
         self._write(record)
+
+    def _start(self, engine: Engine, record: Record, name: str) -> None:
+        """Start a container; whoever was last in a shared network may just have removed that."""
+        network = record["request"]["network"]
+        for _ in range(5):
+            try:
+                return engine.start(name)
+            except EngineRefusal:
+                if not network or not engine.create_network(network, _labels(record["request"])):
+                    raise
+        engine.start(name)
 
     def _create(self, engine: Engine, record: Record, role: Record) -> None:
         name, attempt = container_name(record, role), str(record["attempt"])
         environment = role["kwargs"]["environment"] | {runner.ATTEMPT: attempt}
         labels = role["kwargs"]["labels"] | {ATTEMPT: attempt}
-        engine.create(role["kwargs"] | {"name": name, "environment": environment, "labels": labels})
+        kwargs = role["kwargs"] | {"name": name, "environment": environment, "labels": labels}
+        if own := role.get("own"):
+            docker_entrypoint.create(engine, kwargs, own)
+        else:
+            engine.create(kwargs)
         if not record["request"]["same_files"]:
             engine.put(name, self._folder_archive(role["kwargs"]["user"]))
         if role["start"]:
@@ -600,7 +616,8 @@ def _start_archive(start: Record, values: Mapping[str, str]) -> bytes:
 
     env = {name: read(value) for name, value in start["env"].items()}
     argv = [read(word) for word in start["argv"]]
-    text = f"rm -f {START} || exit 126\n{exports(env)}exec {join(argv)}\n"
+    given = '"$@" ' if start.get("follow") else ""  # an image's ENTRYPOINT
+    text = f"rm -f {START} || exit 126\n{exports(env)}exec {given}{join(argv)}\n"
     data = text.encode(errors="surrogateescape")
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:

@@ -18,6 +18,12 @@ from nemo_run.errors import ConfigError
 CODE = PurePosixPath("/code")
 #: A registry's host, a path, a tag: https://docs.docker.com/reference/cli/docker/image/tag/
 _REFERENCE = re.compile(r"[a-z0-9][\w.-]*(:\d+)?(/[a-z0-9._-]+)*(:[\w][\w.-]{0,127})?\Z", re.ASCII)
+_DIGEST = re.compile(r"@sha256:[0-9a-f]{64}\Z")
+
+
+def is_reference(text: str) -> bool:
+    """Whether this could be an image's name, with or without a tag or a digest."""
+    return _REFERENCE.match(_DIGEST.sub("", text)) is not None
 
 
 @dataclass(frozen=True, kw_only=True)

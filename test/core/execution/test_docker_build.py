@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -44,32 +42,6 @@ def code(tmp_path: Path, home: Path, word: str, monkeypatch: pytest.MonkeyPatch)
     client = connect(address(None))._client
     for image in client.images.list(filters={"label": f"test={word}"}):
         client.images.remove(image.id, force=True)
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[str]:
-    """A registry of the test's own: its address."""
-    if not (program := shutil.which("docker-registry")):
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("needs docker-registry")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    where = f"127.0.0.1:{port}"
-    (tmp_path / "registry.yml").write_text(
-        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {tmp_path}/kept}}}}\n"
-        f"http: {{addr: '{where}'}}\n"
-    )
-    with subprocess.Popen([program, "serve", str(tmp_path / "registry.yml")]) as process:
-        try:
-            wait_until(lambda: _answers(port), "the registry answers")
-            yield where
-        finally:
-            process.terminate()
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def image_of(word: str, **fields: Any) -> run.ImagePackager:
@@ -118,7 +90,7 @@ def test_equal_code_is_built_once_and_what_it_needs_stays_when_it_changes(
 ) -> None:
     # A base of its own: tests beside this one, by the same base, change what the Engine has in its cache.
     dockerfile = io.BytesIO(f"FROM {IMAGE}\nLABEL test={word}\n".encode())
-    connect(address(None))._client.images.build(fileobj=dockerfile, tag=f"base:{word}")
+    connect(address(None))._client.images.build(fileobj=dockerfile, tag=f"base:{word}", rm=True)
     packager = image_of(word, docker_instructions=["COPY mine.py .", "RUN date +%s%N > /installed"])
     mine = run.DockerExecutor(container_image=f"base:{word}", packager=packager)
 
