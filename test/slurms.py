@@ -55,7 +55,7 @@ SelectTypeParameters=CR_Core_Memory
 DefMemPerCPU=100
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf_interval=1,requeue_delay=0
 SlurmdParameters=config_overrides
-ReturnToService=2
+ReturnToService=1
 MpiDefault=none
 KillWait=2
 MinJobAge=20
@@ -178,7 +178,7 @@ class Cluster:
     def await_idle(self) -> None:
         """Wait until all four nodes have nothing to do."""
         until(
-            lambda: self.call("sinfo", "-h", "-p", "debug", "-t", "idle", "-o", "%D", check=False) == "4\n",
+            lambda: self.call("sinfo", "-hr", "-p", "debug", "-t", "idle", "-o", "%D", check=False) == "4\n",
             60,
         )
 
@@ -191,10 +191,13 @@ class Cluster:
         self.await_idle()
 
     def crash(self, node: str) -> None:
-        """End a node with all that runs on it, without a word, and have the controller know."""
+        """End a node with all that runs on it, without a word, and have the controller know.
+
+        It stays down until it is revived: answers of its that are under way do not take it back.
+        """
         daemon = self.slurmd[node]
         jobs = [process for process in psutil.process_iter() if self._runs_on(process, node)]
-        steps = {each for job in jobs for each in job.parents() if each.name() == "slurmstepd"}
+        steps = {step for job in jobs for step in _steps_above(job)}
         # All at once: those that go on for a moment would tell the controller of the ends of the others.
         for signal_name in ("SIGSTOP", "SIGKILL"):
             for process in (psutil.Process(daemon.pid), *steps, *jobs):
@@ -211,6 +214,7 @@ class Cluster:
             if daemon.process is None or daemon.process.poll() is not None:
                 daemon.start()
         until(lambda: self.call("sinfo", "-h", check=False), 30)
+        until(lambda: all(map(_listens, self.slurmd.values())), 30)
         for node in self.call("sinfo", "-h", "-N", "-p", "debug", "-t", "drain,down", "-o", "%N").split():
             self.call("scontrol", "update", f"nodename={node}", "state=resume", check=False)
 
@@ -266,6 +270,19 @@ class Cluster:
     def _answers(self, *argv: str) -> bool:
         done = subprocess.run(argv, env={**os.environ, **self.env}, capture_output=True, timeout=60)
         return done.returncode == 0
+
+
+def _steps_above(job: psutil.Process) -> list[psutil.Process]:
+    """Slurm's processes that would tell of its end; of one that has ended meanwhile none."""
+    with contextlib.suppress(psutil.Error):
+        return [process for process in job.parents() if process.name() == "slurmstepd"]
+    return []
+
+
+def _listens(daemon: Daemon) -> bool:
+    """Whether it can be told of jobs by now."""
+    sockets = psutil.Process(daemon.pid).net_connections("tcp")
+    return any(socket.status == psutil.CONN_LISTEN for socket in sockets)
 
 
 @contextlib.contextmanager

@@ -193,7 +193,9 @@ def look(tunnel: Tunnel, handles: Sequence[JobHandle]) -> list[JobStatus]:
         try:
             answer = ask(tunnel, asked) if asked else {}
         except TunnelError as exc:
-            problem, answer = problem or str(exc), {}
+            # Without the queue there is no telling whether a job that has ended will run again.
+            problem, answer = str(exc), {}
+            break
         for number in asked:
             if parts := parts_of(answer, number):
                 seen[number] = _together(seen.get(number, []), parts, ends_alone=ask is _sacct)

@@ -11,6 +11,7 @@ started=$(date +%s)
 signalled=
 notice= grace= due= told=
 members=() scripts=()
+away='Unable to contact slurm controller'
 exec 3<> <(:)  # where members say how they ended
 
 export NEMORUN_ATTEMPT=$attempt
@@ -63,19 +64,26 @@ member() {
     local number=${#members[@]} name=$1
     shift
     (
-        said=logs/srun_$name$array$suffix.log
-        # In a shell of its own, for its variables may have the names of ours; arrays reach no process.
-        (unset members scripts && source "./env/$name.sh" && exec "$@" || exit 126) 2>"$said" 3>&- &
-        pid=$!
-        trap 'kill -TERM "$pid" 2>/dev/null' TERM
+        said=logs/srun_$name$array$suffix.log ended=
+        trap 'ended=yes; kill -TERM "$pid" 2>/dev/null' TERM
         [ -z "$notice" ] || trap : "$notice"
         for script in "${scripts[@]}"; do
             [ "$script" != "$name" ] || trap 'kill -s "$notice" "$pid" 2>/dev/null' "$notice"
         done
-        wait "$pid"
-        while kill -0 "$pid" 2>/dev/null; do wait "$pid"; done  # a signal to us ends a `wait` too
-        wait "$pid"
-        code=$?
+        while
+            # In a shell of its own, for its variables may have the names of ours; arrays reach no process.
+            (unset members scripts && source "./env/$name.sh" && exec "$@" || exit 126) 2>"$said" 3>&- &
+            pid=$!
+            wait "$pid"
+            while kill -0 "$pid" 2>/dev/null; do wait "$pid"; done  # a signal to us ends a `wait` too
+            wait "$pid"
+            code=$?
+            ((code)) && [ -z "$ended" ] && is_unheard "$said"
+        do
+            echo "$name has not begun: no controller answers; trying again" >&2
+            sleep 2
+            [ -z "$ended" ] || break
+        done
         if ((code)); then
             # srun's own code is the highest of all tasks, those that were ended included.
             first=$(sed -n 's/.*Exited with exit code \([0-9]*\).*/\1/p' "$said" | head -n 1)
@@ -89,6 +97,11 @@ member() {
         echo "$number $code" >&3
     ) &
     members+=($!)
+}
+
+# is_unheard FILE: whether srun has started nothing, for there was no controller to ask.
+is_unheard() {
+    grep -q "^srun: error: Unable to [a-z ]* for job [0-9]*: $away (connect failure)" "$1"
 }
 
 # mask NAME FILE…: puts stars in the place of a member's secrets, as many as they have bytes, for files are read by
@@ -138,7 +151,10 @@ secret_lines() {
 again() {
     local number=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$job_number} state used=0
     why='Slurm did not queue it again'
-    state=$(timeout 10 scontrol show job --oneliner "$number")
+    # While no controller answers nobody else can have the nodes either.
+    until state=$(timeout 10 scontrol show job --oneliner "$number" 2>&1); do
+        if (($? == 124)) || [[ $state == *"$away"* ]] && [ -z "$signalled" ]; then sleep 2; else state= && break; fi
+    done
     # A job whose time is over can be queued again. Of what else Slurm ends, it knows the reason.
     if [[ -z $notice || $state != *' Reason=TimeLimit '* ]]; then
         [[ -z $state || $state == *' JobState=RUNNING '* ]] || signalled=TERM

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator
@@ -68,6 +69,13 @@ def await_saved(cluster: Cluster, job: Job) -> None:
     wait_until(lambda: (cluster.folder / "state" / "job_state").stat().st_mtime > now, "it is saved", 60)
 
 
+def impatient(cluster: Cluster) -> Path:
+    """A configuration with which commands wait for a daemon two seconds, not twenty."""
+    conf = cluster.folder / "impatient.conf"
+    conf.write_text(cluster.conf.read_text() + "MessageTimeout=2\n")
+    return conf
+
+
 def lines(job: Job, replica: int = 0) -> list[str]:
     return list(own(job[0].logs(job[1], "job", replica)))
 
@@ -81,6 +89,34 @@ def script(path: Path, text: str, *words: str) -> run.Script:
     """A script in a file, with arguments."""
     path.write_text(text)
     return run.Script(path=str(path), args=list(words), entrypoint="sh")
+
+
+class Gate:
+    """Programs of Slurm that a job has first on its PATH, and that wait until they are let through."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder = folder
+        for name in ("srun", "scontrol"):
+            (folder / name).write_text(
+                f"#!/bin/sh\ncd {folder}\ntouch {name}.here\n"
+                f"until [ -e all ] || mv {name}.go {name}.gone 2>/dev/null; do sleep 0.1; done\n"
+                f'cd "$OLDPWD"\n{shutil.which(name)} "$@" && exit\ncode=$?\n'
+                f"touch {folder}/{name}.failed\nexit $code\n"
+            )
+            (folder / name).chmod(0o755)
+
+    def await_at(self, program: str) -> None:
+        wait_until((self.folder / f"{program}.here").exists, f"{program} waits", 60)
+
+    def let_through(self, program: str) -> None:
+        (self.folder / f"{program}.go").touch()
+
+    def await_failed(self, program: str) -> None:
+        wait_until((self.folder / f"{program}.failed").exists, f"{program} has failed", 60)
+
+    def let_all_through(self) -> None:
+        (self.folder / "all").touch()
 
 
 # --- several nodes and tasks ----------------------------------------------------------------------------
@@ -289,10 +325,30 @@ def test_a_job_whose_node_is_only_taken_for_dead_has_not_succeeded(slurm: Cluste
     assert status_of(job).state not in TERMINAL
 
 
-@pytest.mark.parametrize("daemon", ["slurmctld", "slurmdbd"])
-def test_a_daemon_that_is_away_for_a_while_is_no_verdict(slurm: Cluster, daemon: str, tmp_path: Path) -> None:
-    job = submit(run.Script(inline=f"until [ -e {tmp_path}/go ]; do sleep 0.1; done; exit 4"))
+def test_an_end_in_the_accounting_is_no_verdict_while_nobody_can_say_whether_the_job_is_queued_again(
+    slurm: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit(run.Script(inline="sleep 300"))
     until(job, AppState.RUNNING)
+    number = job[1].data["job"]
+    slurm.crash(slurm.call("squeue", "-h", "-o", "%N", "-j", number).strip())
+    failed = lambda: slurm.call("sacct", "-XnP", "-j", number, "-o", "State") == "NODE_FAIL\n"  # noqa: E731
+    wait_until(failed, "the accounting knows of the node", 60)
+    until(job, AppState.PENDING)
+    slurm.slurmctld.stop()
+    monkeypatch.setenv("SLURM_CONF", str(impatient(slurm)))
+    seen = status_of(job)
+    assert (seen.state, "squeue" in seen.message) == (AppState.UNKNOWN, True)
+
+
+@pytest.mark.parametrize("daemon", ["slurmctld", "slurmdbd"])
+def test_a_daemon_that_is_away_for_a_while_is_no_verdict(
+    slurm: Cluster, daemon: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"touch {tmp_path}/begun; until [ -e {tmp_path}/go ]; do sleep 0.1; done; exit 4"
+    job = submit(run.Script(inline=text))
+    wait_until((tmp_path / "begun").exists, "it runs", 60)
+    monkeypatch.setenv("SLURM_CONF", str(impatient(slurm)))
     getattr(slurm, daemon).stop()
     wait_until(
         lambda: status_of(job).state == (AppState.UNKNOWN if daemon == "slurmctld" else AppState.RUNNING),
@@ -306,6 +362,31 @@ def test_a_daemon_that_is_away_for_a_while_is_no_verdict(slurm: Cluster, daemon:
     slurm.revive()
     # A node says only after a minute what it could not say while nobody heard; this is faster.
     slurm.call("scontrol", "update", "nodename=node[0-3]", "state=down", "reason=test")
+
+
+@pytest.mark.slow
+def test_a_job_begins_and_is_queued_again_when_the_controller_is_back(
+    slurm: Cluster, hurried: None, tmp_path: Path
+) -> None:
+    """Each when a controller that is away has been asked in vain."""
+    gate = Gate(tmp_path / "gate")
+    lines = f"export SLURM_CONF={impatient(slurm)} PATH={gate.folder}:$PATH"
+    task = run.Script(inline=f"touch {tmp_path}/$NEMORUN_ATTEMPT; [ $NEMORUN_ATTEMPT = 2 ]")
+    job = submit(task, retries=1, setup_lines=lines)
+    wait_until((Path(job[1].data["folder"]) / "begin.json").exists, "it has begun", 60)
+    for program in ("srun", "scontrol"):
+        gate.await_at(program)
+        slurm.slurmctld.stop()
+        gate.let_through(program)
+        gate.await_failed(program)
+        slurm.revive()
+        # Until a node has said what it has Slurm starts nothing there, and looks again after a minute.
+        wait_until(lambda: not slurm.call("sinfo", "-h", "-t", "unknown", "-o", "%D"), "all are known", 60)
+        gate.let_through(program)
+        wait_until((tmp_path / "1").exists, "its task runs", 60)
+    gate.let_all_through()
+    status = ended(*job, seconds=60)
+    assert (status.state, status.attempt) == (AppState.SUCCEEDED, 2)
 
 
 def test_cancelling_while_the_controller_is_away_is_an_error_and_changes_nothing(slurm: Cluster) -> None:

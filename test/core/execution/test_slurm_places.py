@@ -15,7 +15,7 @@ from ports import take_ports
 from slurms import Cluster, hurrying
 
 import nemo_run as run
-from nemo_run.core.execution.base import AppState
+from nemo_run.core.execution.base import TERMINAL, AppState
 from nemo_run.core.execution.slurm import SlurmExecutor
 from nemo_run.core.packaging.pattern import PatternPackager
 
@@ -121,6 +121,27 @@ def check_everything(place: Place) -> None:
         assert exp.result("torch") == 1 + 2 + 3 + 4
 
 
+def check_node_failure(place: Place) -> None:
+    exp = run.Experiment("crash", place.executor(), clean_mode=True)
+    text = "echo $NEMORUN_ATTEMPT; begun; until [ -e $trace/go ]; do sleep 0.05; done"
+    exp.add(place.script(text), name="job")
+    exp.run(detach=True)
+    place.await_begun("job", 1)
+    node = place.cluster.call("squeue", "-h", "-o", "%N", "-j", place.number(exp, "job")).strip()
+    place.cluster.crash(node)
+
+    def runs_again() -> bool:
+        assert exp.status(return_dict=True)["job"]["status"] not in TERMINAL
+        return (place.trace / "job.2").exists()
+
+    wait_until(runs_again, "it runs again", LONG)
+    (place.trace / "go").touch()
+    exp.wait()
+    assert exp.status(return_dict=True)["job"]["status"] == S
+    logs = exp.path / "job" / "logs"
+    assert [(logs / f"job_0{suffix}.log").read_text() for suffix in ("", ".attempt2")] == ["1\n", "2\n"]
+
+
 @pytest.mark.cluster("slurm")
 def test_with_accounting_everything_ends_as_it_should(place: Place) -> None:
     check_everything(place)
@@ -129,3 +150,13 @@ def test_with_accounting_everything_ends_as_it_should(place: Place) -> None:
 @pytest.mark.cluster("bare_slurm")
 def test_without_accounting_everything_ends_as_it_should(place: Place) -> None:
     check_everything(place)
+
+
+@pytest.mark.cluster("slurm")
+def test_with_accounting_a_job_outlives_its_node(place: Place) -> None:
+    check_node_failure(place)
+
+
+@pytest.mark.cluster("bare_slurm")
+def test_without_accounting_a_job_outlives_its_node(place: Place) -> None:
+    check_node_failure(place)

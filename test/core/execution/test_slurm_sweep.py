@@ -235,6 +235,50 @@ def test_one_that_is_queued_again_has_attempts_and_retries_of_its_own(slurm: Clu
     assert names == [f"slurm_{numbers(exp)[1]}{suffix}.log" for suffix in (".attempt2", "")]
 
 
+def waiting(folder: Path, at: int, trap: str) -> str:
+    """A script that does this when it gets a signal, and says when it has begun."""
+    begun = f"touch {folder}/{at}.$NEMORUN_ATTEMPT; until [ -e {folder}/go ]; do sleep 0.05; done"
+    return f"trap {trap}; {begun}; echo done"
+
+
+def await_begun(folder: Path, jobs: range, attempt: int) -> None:
+    paths = [folder / f"{at}.{attempt}" for at in jobs]
+    wait_until(lambda: all(path.exists() for path in paths), f"attempt {attempt} of {jobs} runs", 60)
+
+
+def test_one_whose_time_is_nearly_up_saves_and_is_queued_again_alone(
+    slurm: Cluster, hurried: None, tmp_path: Path
+) -> None:
+    texts = [waiting(tmp_path, at, "'echo saved; exit 5' USR2") for at in range(FEWEST)]
+    exp = sweep(texts, requeue_on_timeout=True, retries=1)
+    exp.run(detach=True)
+    await_begun(tmp_path, range(FEWEST), 1)
+    slurm.call("scancel", "--signal=USR2", "--batch", numbers(exp)[1])
+    await_begun(tmp_path, range(1, 2), 2)
+    (tmp_path / "go").touch()
+    exp.wait()
+    assert states(exp) == ["SUCCEEDED"] * FEWEST
+    assert [record(exp, at)["attempt"] for at in range(FEWEST)] == [1, 2, *[1] * (FEWEST - 2)]
+    assert [log(exp, 1)[-1], log(exp, 1, ".attempt2")] == ["saved", ["done"]]
+
+
+def test_those_that_are_preempted_are_queued_again(slurm: Cluster, hurried: None, tmp_path: Path) -> None:
+    """Four of them have a node each; one waits for the first that ends."""
+    exp = sweep(
+        [waiting(tmp_path, at, "'exit 9' TERM") for at in range(FEWEST)], partition="spare", exclusive=True
+    )
+    exp.run(detach=True)
+    await_begun(tmp_path, range(4), 1)
+    slurm.call("sbatch", "-p", "urgent", "-N4", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
+    again = lambda: len(list(tmp_path.glob("[0-3].2"))) >= 3  # noqa: E731
+    wait_until(again, "they run again, beside the one that has waited", 60)
+    (tmp_path / "go").touch()
+    exp.wait()
+    assert states(exp) == ["SUCCEEDED"] * FEWEST
+    assert [record(exp, at)["attempt"] for at in range(FEWEST)] == [2, 2, 2, 2, 1]
+    assert not list(exp.path.glob("*/failures"))
+
+
 # --- sent once ------------------------------------------------------------------------------------------
 
 
