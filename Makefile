@@ -16,20 +16,28 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint type docs examples bench services clean
+.PHONY: help demo test test-kubernetes test-skypilot lint type docs examples bench services clean
 
 help: ## List these commands
 	@echo 'make TARGET, where TARGET is one of'
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' Makefile
 	@echo 'Variables: PYTHON=python3.12  TEST_ARGS="-k local -x"  BENCH_ARGS=--quick'
 
 demo: $(VENV)/made-examples ## Set up, then run the main example: train on digits
 	$(BIN)/python examples/digits/run.py
 
-# In CI nothing is skipped; elsewhere torch and Ray, which are large, are there if somebody wants them.
-test: $(VENV)/made-dev $(if $(CI),$(VENV)/made-dev-torch $(VENV)/made-dev-ray) ## Set up, then run the tests; TEST_ARGS goes to pytest
+# In CI nothing is skipped; elsewhere torch, Ray and Google's client, which are large, are there if somebody wants them.
+test: $(VENV)/made-dev $(if $(CI),$(VENV)/made-dev-torch $(VENV)/made-dev-ray $(VENV)/made-dev-vertex) ## Set up, then run the tests; TEST_ARGS goes to pytest
 	$(PYTEST) -n auto --maxprocesses 8 --dist worksteal $(TEST_ARGS)
 	@echo "make test: passed, with $$($(BIN)/python -V) in $(VENV)"
+
+test-kubernetes: $(VENV)/made-dev $(VENV)/made-kubernetes $(if $(CI),$(VENV)/made-dev-torch) ## Run the tests that need a Kubernetes, beside one (Debian, as root)
+	test/services/kubernetes/with $(PYTEST) -n 4 --dist worksteal -m kubernetes $(TEST_ARGS)
+
+test-skypilot: $(VENV)/made-dev $(if $(CI),$(VENV)/made-dev-torch) ## Run the tests that need SkyPilot, beside a real one (Debian, as root)
+	$(BIN)/python test/skies.py sh -c ' \
+		$(PYTEST) -n 3 --dist worksteal -m "skypilot and not alone" $(TEST_ARGS) && \
+		$(PYTEST) -m "skypilot and alone" $(TEST_ARGS)'
 
 lint: $(VENV)/made-dev ## Check style, layout, types and the direction of imports
 	$(BIN)/ruff check
@@ -46,9 +54,13 @@ docs: $(VENV)/made-docs ## Build the documentation into docs/_build/html
 	@echo 'make docs: open docs/_build/html/index.html'
 
 examples: $(VENV)/made-examples ## Run every example, the demo included
-	@set -e; for example in $(EXAMPLES); do case "$$example" in *torch*) \
-		$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torch"))' || { \
-		echo "== $$example: left out, it needs torch: $(BIN)/pip install torch"; continue; };; esac; \
+	@set -e; for example in $(EXAMPLES); do needs=; case "$$example" in \
+		*torch*) $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torch"))' || \
+			needs='torch: $(BIN)/pip install torch';; \
+		*xm_train*) docker image inspect "$${IMAGE:-debian-py:12}" >/dev/null 2>&1 || \
+			needs='a Docker Engine and the image that `make services` makes';; \
+		*xm_bazel*) command -v bazel >/dev/null || needs='bazel: make services';; esac; \
+		if [ -n "$$needs" ]; then echo "== $$example: left out, it needs $$needs"; continue; fi; \
 		echo "== $$example"; $(BIN)/python "$$example"; done
 	@echo 'make examples: ran to their ends'
 

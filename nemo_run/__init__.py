@@ -60,6 +60,7 @@ _MODULES = {
     "Torchrun": "core.execution.launcher",
     "UnpicklableValue": "run.results",
     "UnsupportedError": "errors",
+    "VertexExecutor": "core.execution.vertex",
     "artifacts_dir": "rundir",
     "autoconvert": "config",
     "dryrun_fn": "describe",
