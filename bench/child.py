@@ -48,6 +48,32 @@ def one(times: int) -> dict[str, Any]:
     return _paired(ours, measure.pool(BARE, 1), times)
 
 
+def units(count: int, times: int) -> dict[str, Any]:
+    """Programs that take a second, as units of a launch script and as a shell's."""
+    loop = f"at=0; while [ $at -lt {count} ]; do sleep 1 & at=$((at + 1)); done; wait"
+    _units(1, "0")
+    return _paired(lambda: _units(count, "1"), measure.command("sh", "-c", loop), times)
+
+
+def units_alone(count: int, times: int) -> dict[str, Any]:
+    """Units of programs that do nothing: the least that it takes."""
+    _units(2, "0")
+    return {"seconds": min(_units(count, "0") for _ in range(times))}
+
+
+def _units(count: int, seconds: str) -> float:
+    """Seconds from nothing to the end of the last unit."""
+    from nemo_run import xm, xm_local
+
+    start = time.perf_counter()
+    local = xm_local.Local(experimental_stream_output=False)
+    with xm_local.create_experiment("bench") as experiment:
+        [sleep] = experiment.package([xm.binary(xm_local.Local.Spec(), "/bin/sleep")])
+        for _ in range(count):
+            experiment.add(xm.Job(sleep, local, args=[seconds]))
+    return time.perf_counter() - start
+
+
 def submitit_tasks(count: int, times: int) -> dict[str, Any]:
     """The same tasks through submitit's local executor, beside the same pool."""
     import submitit

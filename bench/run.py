@@ -24,10 +24,13 @@ def main() -> None:
     from containers import containers
     from groups import GROUPS, QUICK, Sizes
     from packages import packages
+    from skypilot import skypilot
     from slurm import slurm
     from ssh import ssh
+    from xm import xm
 
-    GROUPS |= {"packages": packages, "containers": containers, "ssh": ssh, "slurm": slurm}
+    GROUPS |= {"packages": packages, "xm": xm, "containers": containers, "ssh": ssh, "slurm": slurm}
+    GROUPS |= {"skypilot": skypilot}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small counts, to see that it runs")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=GROUPS, default=list(GROUPS))

@@ -31,6 +31,7 @@ _MODULES = {
     "JobSpec": "core.execution.base",
     "JobStatus": "core.execution.base",
     "JobTimeoutError": "errors",
+    "KubernetesExecutor": "core.execution.kubernetes",
     "Launcher": "core.execution.launcher",
     "LazyEntrypoint": "cli.lazily",
     "LocalExecutor": "core.execution.local",
@@ -49,6 +50,8 @@ _MODULES = {
     "Script": "config",
     "Secret": "secret",
     "SerializationError": "errors",
+    "SkypilotExecutor": "core.execution.skypilot",
+    "SkypilotJobsExecutor": "core.execution.skypilot",
     "SlurmExecutor": "core.execution.slurm",
     "SlurmJobDetails": "core.execution.slurm",
     "SlurmRay": "core.execution.launcher",
@@ -69,7 +72,7 @@ _MODULES = {
     "lazy_imports": "lazy",
 }
 #: Reached as attributes without an import of their own; calling `run` runs one task.
-_SUBMODULES = ("checkpoint", "cli", "config", "core", "errors", "run", "xm")
+_SUBMODULES = ("checkpoint", "cli", "config", "core", "errors", "run", "xm", "xm_local")
 
 __all__ = [*_MODULES, "run", "__package_name__", "__version__"]
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import kubes
 import pytest
-from dockers import Containers, skip_without_engine, stop_keepers
+import skies
+from dockers import Containers, running_registry, skip_without_engine, stop_keepers
+from kubes import Namespace
 from slurms import Cluster, hurrying, running_cluster
 from sshds import Sshd, running_sshd
 
@@ -38,6 +42,13 @@ def containers(engine: None, tmp_path: Path) -> Iterator[Containers]:
         stop_keepers(tmp_path)
         found.remove()
         client.close()
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[str]:
+    """The address of a registry of the test's own."""
+    with running_registry(tmp_path) as where:
+        yield where
 
 
 @pytest.fixture(scope="session")
@@ -91,3 +102,45 @@ def sshd(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         monkeypatch.setenv("HOME", str(server.home))
         monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
         yield server
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a Kubernetes or SkyPilot are known by a mark: `make test-kubernetes` runs these."""
+    for item in items:
+        for name in ("kubernetes", "skypilot"):
+            if name in getattr(item, "fixturenames", ()):
+                item.add_marker(name)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """They are named in one line where there is none."""
+    if item.get_closest_marker("kubernetes") and (reason := kubes.lacking()):
+        pytest.skip(reason)
+    if item.get_closest_marker("skypilot") and (reason := skies.lacking()):
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def _kubernetes() -> kubes.Cluster:
+    return kubes.Cluster(Path(os.environ[kubes.VARIABLE]))
+
+
+@pytest.fixture
+def kubernetes(
+    _kubernetes: kubes.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Namespace]:
+    """A namespace of the test's own on a Kubernetes of one node; KUBECONFIG says that it is the usual one."""
+    with _kubernetes.lend_namespace() as namespace:
+        monkeypatch.setenv("KUBECONFIG", str(namespace.write_config(tmp_path / "kubeconfig")))
+        yield namespace
+
+
+@pytest.fixture
+def skypilot(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[skies.Sky]:
+    """A SkyPilot with a Slurm of four nodes, which nemo_run and `sky` find."""
+    sky = skies.Sky.there()
+    for name, value in sky.env.items():
+        monkeypatch.setenv(name, value)
+    yield sky
+    skies.clear_nodes(home)

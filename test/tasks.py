@@ -104,6 +104,20 @@ def fail_until(attempt):
     return number
 
 
+def fail_first(path):
+    """Fail, unless that has been done."""
+    if os.path.exists(path):
+        print("second")
+        return "second"
+    print("first")
+    with open(path, "w"):
+        raise ValueError("the first fails")
+
+
+def text_of(size):
+    return "x" * size
+
+
 def processors():
     return sorted(os.sched_getaffinity(0))
 

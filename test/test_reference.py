@@ -12,7 +12,7 @@ import pytest
 import typer
 
 import nemo_run
-from nemo_run import errors, xm
+from nemo_run import errors, xm, xm_local
 from nemo_run.cli.app import app
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +47,11 @@ def test_what_is_no_function_or_class_is_told_in_words(name: str) -> None:
 @pytest.mark.parametrize("name", xm.__all__)
 def test_each_word_of_xmanager_has_its_place_in_the_reference(name: str) -> None:
     assert re.search(rf"^\.\. auto\w+:: {name}$|`xm\.{name}`", page("xm.md"), re.M)
+
+
+@pytest.mark.parametrize("name", xm_local.__all__)
+def test_each_deed_of_xmanager_has_its_place_in_the_reference(name: str) -> None:
+    assert re.search(rf"^\.\. auto\w+:: {name}$|`xm_local\.{name}`", page("xm.md"), re.M)
 
 
 def test_each_exception_has_its_place_in_the_reference() -> None:

@@ -27,7 +27,14 @@ from nemo_run.errors import ConfigError, NemoRunError, OverrideError, suggestion
 from nemo_run.run.plugin import Plugin
 
 #: Our own executors, which `run.executor=` knows by their classes' names.
-EXECUTORS = ("DockerExecutor", "LocalExecutor", "SlurmExecutor", "TorchXExecutor", "VertexExecutor")
+EXECUTORS = (
+    "DockerExecutor",
+    "KubernetesExecutor",
+    "LocalExecutor",
+    "SlurmExecutor",
+    "TorchXExecutor",
+    "VertexExecutor",
+)
 
 
 @dataclass

@@ -183,7 +183,7 @@ def ids(folder: Path) -> dict[str, str]:
         ("nemo run train.py train run.executor=L", ["run.executor=LocalExecutor "]),
         ("nemo run train.py train run.executor=c", ["run.executor=cluster "]),
         ("nemo run train.py train run.executor=cluster run.executor.part", ["run.executor.partition="]),
-        ("nemo run train.py train run.executor=DockerExecutor run.executor.sh", ["run.executor.shm_size="]),
+        ("nemo run train.py train run.executor=DockerExecutor run.executor.shm", ["run.executor.shm_size="]),
         ("nemo run train.py train --to", ["--to-json ", "--to-toml ", "--to-yaml "]),
         ("nemo run train.py train --yaml c", ["conf.yaml "]),
         ("nemo executors check c", ["cluster "]),
@@ -230,7 +230,7 @@ def test_commands_of_installed_packages_are_offered_without_importing_them(
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: offering\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[nemo_run.cli]\nllm = offering\n")
     for line, expected in {
-        "nemo l": ["llm "],
+        "nemo l": ["launch ", "llm "],
         "nemo llm ": ["train ", "try-out "],
         "nemo llm train mod": ["mode=", "model.", "model=", "models="],
         "nemo llm train mode=F": ["mode=FAST "],

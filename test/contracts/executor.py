@@ -146,7 +146,7 @@ class ExecutorContract:
         plan, words = self.refuse(self.prepare(Script(inline="true")))
         with pytest.raises(SubmitError) as caught:
             plan.spec.members[0].submit(plan)
-        assert words in caught.value.output
+        assert words in caught.value.output, caught.value.output
         assert words in str(caught.value)
 
     def test_an_unanswered_submission_is_found_by_its_token_and_not_started_twice(self, folder: Path) -> None:

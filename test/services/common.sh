@@ -33,3 +33,19 @@ install() {
     rm -f "$log"
     echo "installed $*"
 }
+
+# Print the file of an image with Python, a minimal Debian, which is made from Debian's own packages once.
+python_image() {
+    local tar=$CACHE/debian-py-12.tar work
+    if [[ ! -f $tar ]]; then
+        install debootstrap >&2
+        work=$(mktemp -d) && mkdir -p "$CACHE"
+        debootstrap --variant=minbase --include=python3,ca-certificates bookworm "$work/root" >"$work/log" 2>&1 \
+            || give_up "debootstrap: $(tail -n 3 "$work/log")"
+        rm -rf "$work"/root/var/cache/apt/archives/*.deb "$work"/root/var/lib/apt/lists/*
+        tar -C "$work/root" -cf "$tar.$$" . && mv "$tar.$$" "$tar"
+        rm -rf "$work"
+        echo "made $tar" >&2
+    fi
+    echo "$tar"
+}

@@ -7,7 +7,6 @@ set -uo pipefail
 source "$(dirname "$0")/common.sh"
 
 IMAGE=debian-py:12
-TAR=$CACHE/debian-py-12.tar
 LOG=/var/log/nemo_run-dockerd.log
 
 answers() { docker version --format '{{.Server.Version}}'; }
@@ -25,23 +24,11 @@ start_engine() {
     echo 'started the Engine'
 }
 
-make_tar() {
-    install debootstrap
-    local work
-    work=$(mktemp -d) && mkdir -p "$CACHE"
-    debootstrap --variant=minbase --include=python3,ca-certificates bookworm "$work/root" >"$work/log" 2>&1 \
-        || give_up "debootstrap: $(tail -n 3 "$work/log")"
-    rm -rf "$work"/root/var/cache/apt/archives/*.deb "$work"/root/var/lib/apt/lists/*
-    tar -C "$work/root" -cf "$TAR.$$" . && mv "$TAR.$$" "$TAR"
-    rm -rf "$work"
-    echo "made $TAR"
-}
-
 answers >/dev/null 2>&1 || start_engine
 install docker-registry  # tests that push an image start one of their own
 if ! docker image inspect "$IMAGE" >/dev/null 2>&1; then
-    [[ -f $TAR ]] || make_tar
-    docker import "$TAR" "$IMAGE" >/dev/null || give_up "$TAR cannot be imported"
+    tar=$(python_image) || give_up "$tar"
+    docker import "$tar" "$IMAGE" >/dev/null || give_up "$tar cannot be imported"
     echo "imported $IMAGE"
 fi
 echo "Engine $(answers) answers at ${DOCKER_HOST:-unix:///var/run/docker.sock} and holds $IMAGE"

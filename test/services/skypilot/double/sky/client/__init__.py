@@ -1,0 +1,1 @@
+from sky.client import sdk  # noqa: F401  # as an attribute

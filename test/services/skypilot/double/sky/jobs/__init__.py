@@ -1,0 +1,1 @@
+from sky.jobs import client  # noqa: F401  # as an attribute

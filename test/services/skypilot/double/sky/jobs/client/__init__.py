@@ -1,0 +1,1 @@
+from sky.jobs.client import sdk  # noqa: F401  # as an attribute

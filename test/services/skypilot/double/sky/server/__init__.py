@@ -1,0 +1,1 @@
+from sky.server import common  # noqa: F401  # as an attribute
