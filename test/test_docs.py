@@ -39,7 +39,7 @@ DONE = "<<test_docs: exit code"
 #: Pages whose commands need a module that not every machine has.
 NEEDS = {"use-torchrun": "torch"}
 #: Pages whose commands need a Docker Engine.
-ENGINE = {"build-images-from-code", "run-in-containers"}
+ENGINE = {"build-images-from-code", "package-executables", "run-in-containers"}
 #: Pages whose commands need a machine `cluster` that is reached over SSH.
 SSHD = {"connect-over-ssh", "laptop-to-cluster"}
 #: Pages whose commands need a Slurm cluster.
@@ -159,6 +159,7 @@ def test_a_document_does_what_it_says(path: Path, tmp_path: Path, request: pytes
             f"{name}:{block.line}: say why it is not run, or the file's name"
         )
         if block.mark == "file":
+            (folder / block.word).parent.mkdir(parents=True, exist_ok=True)
             (folder / block.word).write_text(block.text, encoding="utf-8")
 
     shown = [block for block in found if not block.mark]

@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from programs import call, nemo_json, python, succeeded
+from programs import NEMO, call, nemo_json, python, succeeded
 
 pytestmark = pytest.mark.slow
 
@@ -164,3 +164,26 @@ def test_the_make_target_runs_the_example(tmp_path: Path) -> None:
         pytest.skip("make is not installed")
     done = succeeded(call(["make", "-n", "demo", f"VENV={Path(sys.executable).parents[1]}"], cwd=ROOT))
     assert "python examples/digits/run.py" in done.stdout
+
+
+#: How each example in XManager's words ends that needs nothing but this machine.
+LAUNCHED = {
+    "sweep": r"\n0\.001 +0\.98 +\d\.\de-\d\d\n(.+\n){9}0\.005 .+ flew off\n0\.005 .+ flew off\n$",
+    "group": r"\nAfter 5\d0000 throws, {.*'ann': \d+.*}, pi is about 3\.1\d{3}\.\n$",
+    "generator": r"after 640 steps +0\.3: .*\nThe rate 0\.3 is best: y = 3\.00 x -2\.01\n$",
+}
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_an_example_in_the_words_of_xmanager_ends_with_what_it_found(
+    name: str, home: Path, tmp_path: Path
+) -> None:
+    done = succeeded(python(ROOT / f"examples/xm_{name}/run.py", cwd=tmp_path))
+    assert re.search(LAUNCHED[name], done.stdout, re.DOTALL), done.stdout
+    [listed] = nemo_json("list")
+    assert (listed["title"], listed["state"]) == (f"xm-{name}", "SUCCEEDED")
+
+
+def test_nemo_launch_starts_an_example_too(home: Path, tmp_path: Path) -> None:
+    done = succeeded(call([NEMO, "launch", str(ROOT / "examples/xm_sweep/run.py")], cwd=tmp_path))
+    assert re.search(LAUNCHED["sweep"], done.stdout, re.DOTALL), done.stdout

@@ -49,6 +49,20 @@ def run_(
     run_file(words[0], words[1:])
 
 
+@app.command(
+    "launch",
+    context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True},
+)
+def launch_(
+    script: str = typer.Argument(..., metavar="SCRIPT.py", help="A launch script."),
+    flags: list[str] = typer.Argument(None, metavar="[-- FLAGS]", help="For the script itself."),
+) -> None:
+    """Run a launch script of XManager's kind."""
+    from nemo_run.cli.launch import launch
+
+    launch(script, flags or [])
+
+
 def _version(show: bool) -> None:
     if show:
         from nemo_run._version import __version__

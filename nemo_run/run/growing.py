@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,12 @@ from nemo_run.run.job import Job, check_jobs, check_launchers, check_secrets
 from nemo_run.run.launch import git_record, launch_record, record_files
 from nemo_run.run.ledger import OnChange
 from nemo_run.run.packages import check_packagers, find_origins, take_packages
+from nemo_run.run.records import JobRecord
 from nemo_run.run.script import LaunchingScript
 from nemo_run.run.store import Store, new_id, scan
+
+#: Seconds to wait for whoever may only be looking.
+_PATIENCE = 1.0
 
 
 def create(title: str, main: str | None = None, files: Mapping[str, str] | None = None) -> Store:
@@ -88,12 +93,7 @@ class Growing:
 
     def _dispatch(self, begun: threading.Event) -> None:
         try:
-            with self.store.dispatching() as ours:
-                if ours is None:
-                    raise ConfigError(
-                        f"experiment {self.store.id!r} is being run by another process; add jobs there, or"
-                        f" wait until it has ended: nemo experiment wait {self.store.id}"
-                    )
+            with self._dispatching():
                 known = look.load_jobs(self.store)
                 self._dispatcher = Dispatcher(self.store, known, on_change=self._on_change, growing=True)
                 begun.set()
@@ -103,7 +103,28 @@ class Growing:
             self._error = exc
         finally:
             begun.set()
-            self._on_end(self._error)
+            if self._dispatcher:
+                self._on_end(self._error)
+
+    @contextlib.contextmanager
+    def _dispatching(self) -> Iterator[None]:
+        """Hold the experiment's lock; one who only looks whether somebody does holds it for a moment too."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            with self.store.dispatching() as ours:
+                if ours is not None:
+                    yield
+                    return
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"experiment {self.store.id!r} is being run by another process; add jobs there, or wait"
+                    f" until it has ended: nemo experiment wait {self.store.id}"
+                )
+            time.sleep(0.05)
+
+    def record(self, job_id: str) -> JobRecord | None:
+        """What is known of a job at this moment."""
+        return self._dispatcher.records.get(job_id) if self._dispatcher else None
 
     def add(self, jobs: Sequence[Job], files: Mapping[str, str] | None = None) -> None:
         """Check jobs, write them down and have them started; from any thread.

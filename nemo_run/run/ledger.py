@@ -37,8 +37,9 @@ class Ledger:
         self.unsettled |= jobs.keys()
 
     def reread(self, job_id: str) -> JobRecord:
-        """A job's record as somebody else may have changed it."""
-        if (record := self.store.read_job(job_id)) != self.records[job_id]:
+        """A job's record as somebody else may have changed it; an end is told of in any case."""
+        record = self.store.read_job(job_id)
+        if record.terminal or record != self.records[job_id]:
             self.note(record)
         return record
 

@@ -249,21 +249,27 @@ def cancel(store: Store, job_ids: Iterable[str] | None = None) -> list[str]:
 
 
 def _cancel_one(store: Store, entry: JobEntry) -> bool:
-    """Ask one job to end: False if it had ended."""
+    """Ask one job to end: False if it had ended.
+
+    Whoever dispatches it may be submitting it meanwhile. So its record is changed only if it still is as it
+    was seen: else a job that has just begun would be written down as cancelled, and nobody would end it.
+    """
     record = store.read_job(entry.id)
     if record.terminal:
         return False
-    if record.intent is None:
-        record = store.update_job(
-            entry.id, state=AppState.CANCELLED, message="cancelled before it started", ended=time.time()
-        )
-        if record.terminal:
-            return True
+    cancelled: dict[str, Any] = {"state": AppState.CANCELLED, "ended": time.time()}
+    before = cancelled | {"message": "cancelled before it started"}
+    if store.update_job(entry.id, when=lambda now: now.intent is None, **before).terminal:
+        return True
     executor = load_executors(store, entry)[0]
-    if handle := record.handle or executor.find(record.token):
-        executor.cancel(handle)
-    else:
-        store.update_job(entry.id, state=AppState.CANCELLED, message="cancelled", ended=time.time())
+    for _ in range(2):  # the handle may come while we ask; it does not go again
+        record = store.read_job(entry.id)
+        if handle := record.handle or executor.find(record.token):
+            executor.cancel(handle)
+            return True
+        without = cancelled | {"message": "cancelled"}
+        if store.update_job(entry.id, when=lambda now: now.handle is None, **without).terminal:
+            return True
     return True
 
 

@@ -22,7 +22,7 @@ import re
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -200,12 +200,20 @@ class Store:
                     self.write(name, files[name])
             self.write("experiment.json", dump(asdict(replace(record, jobs=[*record.jobs, *jobs]))))
 
-    def update_job(self, job_id: str, *, sync: bool = False, **changes: Any) -> JobRecord:
+    def update_job(
+        self,
+        job_id: str,
+        *,
+        sync: bool = False,
+        when: Callable[[JobRecord], bool] = lambda record: True,
+        **changes: Any,
+    ) -> JobRecord:
         """Change a job's record; one that is terminal stays as it is, unless a later attempt says otherwise.
 
         Args:
             job_id: Which job.
             sync: Wait for the disk, because the job is about to be where a crash of this machine is survived.
+            when: Asked of the record as it is by then; it is changed only if the answer is yes.
             changes: Fields of its record.
 
         Returns:
@@ -214,7 +222,7 @@ class Store:
         with self.lock():
             current = self.read_job(job_id)
             changed = replace(current, **changes)
-            if current.terminal and changed.attempt <= current.attempt:
+            if (current.terminal and changed.attempt <= current.attempt) or not when(current):
                 return current
             if changed != current:
                 self.write(f"{job_id}/job.json", dump(changed.to_json()), sync=sync)

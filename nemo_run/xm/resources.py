@@ -97,14 +97,17 @@ AcceleratorType = _Some(
     "AcceleratorType", {name: kind for name, kind in _MEMBERS.items() if kind.value >= 10}
 )
 
-#: TPU chips (of v2 and v3: cores) of one machine among several that work together, and of one alone.
-_TPUS_OF_A_HOST = {
-    ResourceType.TPU_V2: (8, 8),
-    ResourceType.TPU_V3: (8, 8),
-    ResourceType.TPU_V5E: (4, 8),
-    ResourceType.TPU_V6E: (4, 8),
-}
-_TPUS_OF_OTHER_HOSTS = (4, 4)
+#: TPU chips of one machine among several that work together, and of one alone.
+_CHIPS_OF_A_HOST = {ResourceType.TPU_V5E: (4, 8), ResourceType.TPU_V6E: (4, 8)}
+_CHIPS_OF_OTHER_HOSTS = (4, 4)
+#: Those of which a number counts cores; a chip has two.
+_IN_CORES = {ResourceType.TPU_V2, ResourceType.TPU_V3}
+#: How so many chips are connected where nobody says, in two directions and in three.
+_PLANES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = (
+    "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16",
+)  # fmt: skip
+_CONNECTED_IN_THREE = {ResourceType.TPU_V4, ResourceType.TPU_V5P, ResourceType.TPU_V7X}
 
 
 class ServiceTier(Enum):
@@ -331,17 +334,36 @@ class JobRequirements:
 
     @property
     def accelerator_count(self) -> int:
-        """How many accelerators one machine has; 0 without any."""
+        """How many accelerators one machine has; 0 without any.
+
+        A number of TPU v2 or v3 counts cores, of which a chip has two; all else counts chips.
+        """
         if not self.accelerator:
             return 0
         total = int(self.task_requirements[self.accelerator])
         if self.accelerator in TpuType:
-            among_others, alone = _TPUS_OF_A_HOST.get(self.accelerator, _TPUS_OF_OTHER_HOSTS)
-            return total if total <= alone else among_others
+            among_others, alone = _CHIPS_OF_A_HOST.get(self.accelerator, _CHIPS_OF_OTHER_HOSTS)
+            unit = 2 if self._in_cores else 1
+            return total if total <= alone * unit else among_others * unit
         if self._several_gpu_hosts():
             assert self.topology is not None
             return self.topology.dimensions[0]
         return total
+
+    @property
+    def _in_cores(self) -> bool:
+        """Whether cores of TPUs are counted: by a number of the first ones, not by a topology."""
+        return self.accelerator in _IN_CORES and self.topology is None
+
+    @property
+    def tpu_topology(self) -> str | None:
+        """How the chips of its TPUs are connected: as given, else as so many are; None if nobody knows."""
+        if self.accelerator not in TpuType or self.topology:
+            return str(self.topology) if self.accelerator in TpuType else None
+        assert self.accelerator is not None
+        chips = self.task_requirements[self.accelerator] / (2 if self._in_cores else 1)
+        usual = _CUBES if self.accelerator in _CONNECTED_IN_THREE else _PLANES
+        return next((name for name in usual if Topology(name).chip_count == chips), None)
 
     @property
     def hosts(self) -> int:

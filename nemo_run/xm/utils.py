@@ -24,7 +24,7 @@ __all__ = [
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_FLAG = "--xm_launch_script"
+_FLAG = "xm_launch_script"
 
 
 def run_in_asyncio_loop(main: Callable[P, Awaitable[T]]) -> Callable[P, T]:
@@ -59,10 +59,15 @@ def launch_script() -> Path | None:
 
 def _candidates() -> list[Any]:
     """What may be the path of the script, best first."""
-    given = [word.partition("=")[2] for word in sys.argv[1:] if word.lstrip("-").startswith(f"{_FLAG[2:]}=")]
+    given: list[Any] = []
+    for word, following in zip(sys.argv[1:], [*sys.argv[2:], None], strict=False):
+        flag, equals, value = word.partition("=")
+        given += [value if equals else following] if flag.lstrip("-") == _FLAG else []
     main = getattr(sys.modules.get("__main__"), "__file__", None)
-    # Without a file of its own Python runs no script: a notebook's argv names what serves the notebook.
-    return [*given, sys.argv[0] if main and sys.argv else None, main]
+    if not main:  # Python runs no script: a notebook's argv names what serves the notebook
+        return given
+    # The script may have gone to another folder, and argv then leads nowhere; Python's own path does not.
+    return given + sorted([sys.argv[0], main], key=lambda path: not os.path.isabs(path))
 
 
 def _as_script(path: Any) -> Path | None:

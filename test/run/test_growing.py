@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -164,6 +165,28 @@ def test_a_queued_job_that_is_cancelled_is_settled_at_once(tmp_path: Path) -> No
     assert growing.close()
     assert states(growing.store) == {"runs": "SUCCEEDED", "waits": "CANCELLED"}
     assert lines(Path(trace)) == ["runs"]
+
+
+def test_a_job_that_is_cancelled_while_it_is_submitted_ends(tmp_path: Path, home: Path) -> None:
+    """At whatever moment that is, whoever listens hears of its end, and it does not run on."""
+    ended: set[str] = set()
+
+    def listen(record: JobRecord) -> None:
+        if record.terminal:
+            ended.add(record.id)
+
+    growing = Growing(create("cancelled"), on_change=listen)
+    growing.start()
+    names = [str(number) for number in range(60)]
+    for number, name in enumerate(names):
+        growing.add([job(name, run.Script(inline="exec sleep 600"), run.LocalExecutor(max_parallel=60))])
+        time.sleep(number % 10 * 0.002)
+        growing.cancel([name])
+    until(lambda: ended == set(names), "all ends are heard of", 60)
+    assert growing.close()
+    found = refresh(growing.store)
+    assert not [record for record in found if record.state.name != "CANCELLED"]
+    until(lambda: not processes_of(home), "no process is left")
 
 
 def test_one_process_at_a_time_adds_jobs() -> None:

@@ -92,6 +92,7 @@ TELL = "from nemo_run import xm; print(xm.utils.launch_dir())"
             ["-c", "from nemo_run import xm; print(xm.utils.launch_dir())", "--xm_launch_script=../a/l.py"],
             "a",
         ),
+        (["-c", TELL, "--xm_launch_script", "../a/l.py", "more"], "a"),
         (["-m", "runner"], "here"),
         (["-m", "runner", "--", "--xm_launch_script=../a/l.py"], "a"),
     ],
@@ -102,6 +103,11 @@ def test_the_launching_script_is_the_one_that_is_named_else_the_one_that_runs(
     write(tmp_path / "here" / "runner.py", TELL)
     done = succeeded(python(*argv, cwd=tmp_path / "here"))
     assert done.stdout.strip() == str(tmp_path / folder)
+
+
+def test_a_script_that_changes_its_folder_is_found_all_the_same(tmp_path: Path) -> None:
+    script = write(tmp_path / "project" / "launch.py", f"import os; os.chdir('/'); {TELL}")
+    assert succeeded(python(script.name, cwd=script.parent)).stdout.strip() == str(script.parent)
 
 
 # --- Misuse ---------------------------------------------------------------------------------------------

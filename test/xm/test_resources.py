@@ -105,7 +105,8 @@ ASKED: list[tuple[dict[str, Any], Asked]] = [
     ({"gb200": "4x18", "num_slices": 3}, gpu("gb200", 4, "4x18", replicas=54, hosts=54, slices=3)),
     ({"h100": "8*2"}, gpu("h100", 8, "8", replicas=2, hosts=2, slices=2)),
     ({"tpu_v2": 8}, tpu("tpu_v2", 8)),
-    ({"tpu_v3": "4x8"}, tpu("tpu_v3", 8, "4x8", hosts=4)),
+    ({"tpu_v3": 32}, tpu("tpu_v3", 8, hosts=4)),
+    ({"tpu_v3": "4x4"}, tpu("tpu_v3", 4, "4x4", hosts=4)),
     ({"tpu_v4": "2x2x1"}, tpu("tpu_v4", 4, "2x2x1")),
     ({"tpu_v4": "2x2x4"}, tpu("tpu_v4", 4, "2x2x4", hosts=4)),
     ({"tpu_v4": "4x4x8_twisted"}, tpu("tpu_v4", 4, "4x4x8_twisted", hosts=32)),
@@ -120,6 +121,24 @@ ASKED: list[tuple[dict[str, Any], Asked]] = [
 def test_what_is_asked_of_one_machine_is_told_apart_from_totals(given_: dict[str, Any], asked: Asked) -> None:
     requirements = JobRequirements(**given_)
     assert Asked(**{name: getattr(requirements, name) for name in asked}) == asked
+
+
+@pytest.mark.parametrize(
+    ("given_", "topology"),
+    [
+        ({"tpu_v2": 8}, "2x2"),
+        ({"tpu_v3": 32}, "4x4"),
+        ({"tpu_v4": 4}, "2x2x1"),
+        ({"tpu_v5p": 16}, "2x2x4"),
+        ({"tpu_v5e": 8}, "2x4"),
+        ({"tpu_v6e": "16x16"}, "16x16"),
+        ({"tpu_v5e": 5}, None),
+        ({"h100": "8x2"}, None),
+        ({"cpu": 1}, None),
+    ],
+)
+def test_tpus_are_connected_as_so_many_are_unless_said(given_: dict[str, Any], topology: str | None) -> None:
+    assert JobRequirements(**given_).tpu_topology == topology
 
 
 @pytest.mark.parametrize(

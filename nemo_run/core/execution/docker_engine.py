@@ -379,10 +379,12 @@ class Engine:
             return True
 
     def remove_network(self, name: str) -> None:
-        """Remove a network; harmless if it is gone."""
+        """Remove a network; harmless if it is gone, or a container is in it or about to be."""
         try:
-            with _answered(self.url, f"removing network {name}"):
-                self._api.remove_network(name)
+            with self.making(f"network {name}"), _answered(self.url, f"removing network {name}"):
+                # A container that was made but not started is in its network for nobody but this list.
+                if not self._api.containers(all=True, quiet=True, filters={"network": name}):
+                    self._api.remove_network(name)
         except EngineRefusal as exc:
             if exc.status not in (403, 404):
                 raise

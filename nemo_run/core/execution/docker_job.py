@@ -150,14 +150,15 @@ class DockerJob:
 
     def _start(self, engine: Engine, record: Record, name: str) -> None:
         """Start a container; whoever was last in a shared network may just have removed that."""
-        network = record["request"]["network"]
-        for _ in range(5):
+        network, tries = record["request"]["network"], 10
+        while True:
             try:
                 return engine.start(name)
-            except EngineRefusal:
-                if not network or not engine.create_network(network, _labels(record["request"])):
+            except EngineRefusal as exc:
+                tries -= 1
+                if not tries or not network or exc.status != 404 or network not in exc.output:
                     raise
-        engine.start(name)
+                engine.create_network(network, _labels(record["request"]))
 
     def _create(self, engine: Engine, record: Record, role: Record) -> None:
         name, attempt = container_name(record, role), str(record["attempt"])

@@ -291,6 +291,8 @@ def status(handle: JobHandle) -> JobStatus:
     if not job_dir.is_dir():
         return JobStatus(state=AppState.UNKNOWN, message=f"its folder is gone: {job_dir}")
     claim = _read(job_dir / "process.json")
+    if claim and not claim["pid"]:  # whoever claims it to cancel it writes its end a moment later
+        return _from_end(_never_started(claim["token"], claim["started"]))
     process: Mapping[str, str] = {**handle.data} if claim is None else claim
     if process["host"] != this_host():
         return _seen_from_elsewhere(process["host"])
@@ -412,10 +414,13 @@ def _claim_to_cancel(handle: JobHandle, job_dir: Path) -> bool:
         return False
     finally:
         temporary.unlink()
-    end = {"token": handle.id, "attempt": 1, "state": "CANCELLED", "exit_code": 143}
-    end |= {"message": "cancelled before it started", "started": now, "ended": now}
-    runner.write(str(job_dir / "end.json"), json.dumps(end))
+    runner.write(str(job_dir / "end.json"), json.dumps(_never_started(handle.id, now)))
     return True
+
+
+def _never_started(token: str, when: float) -> dict[str, Any]:
+    end = {"token": token, "attempt": 1, "state": "CANCELLED", "exit_code": 143}
+    return end | {"message": "cancelled before it started", "started": when, "ended": when}
 
 
 def logs(handle: JobHandle, role: str, replica: int = 0, *, follow: bool = False) -> Iterator[str]:

@@ -161,10 +161,11 @@ class TestSettings:
 
 
 class TestEnds:
-    @pytest.mark.parametrize("code", [0, 3, 255])
-    def test_the_exit_code_is_the_programs(self, home: Path, build: Build, code: int) -> None:
-        status = ended(*submit(build('ENTRYPOINT ["sh", "-c", "exit $0"]'), own(str(code))))
-        assert (status.state == AppState.SUCCEEDED, status.exit_code) == (code == 0, code)
+    def test_the_exit_code_is_the_programs(self, home: Path, build: Build) -> None:
+        image = build('ENTRYPOINT ["sh", "-c", "exit $0"]')
+        for code in (0, 3, 255):
+            status = ended(*submit(image, own(str(code))))
+            assert (status.state == AppState.SUCCEEDED, status.exit_code) == (code == 0, code)
 
     def test_both_streams_are_one_in_order(self, home: Path, build: Build) -> None:
         program = "import os\\nfor n in range(400): os.write(1 + n % 2, b'%d\\\\n' % n)"
@@ -190,6 +191,12 @@ class TestEnds:
             assert (status.state, status.exit_code) == (state, code)
             assert list(job[0].logs(job[1], "job")) == ["up", "ended"]
             assert time.monotonic() - began < 9.0
+
+    def test_a_failed_attempt_is_followed_by_another(self, home: Path, build: Build) -> None:
+        program = "echo $0 $1; cd $NEMORUN_JOB_DIR/artifacts; test -e x || { touch x; exit 4; }"
+        image = build(f'ENTRYPOINT ["sh", "-c", "{program}"]')
+        job = submit(image, own("a", Expand("$(echo b)")), retries=1)
+        assert lines(job) == ["a b", "a b"]
 
     def test_an_image_without_a_shell_is_run_as_it_is(
         self, home: Path, build: Build, containers: Containers
