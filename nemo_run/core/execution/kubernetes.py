@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,18 +20,12 @@ from nemo_run.core.execution.base import (
     Topology,
     class_name,
 )
-from nemo_run.core.execution.checks import (
-    check_count,
-    check_kind,
-    check_whole_job,
-    parse_bytes,
-    take_second_spelling,
-)
+from nemo_run.core.execution.checks import check_whole_job, parse_bytes, take_second_spelling
+from nemo_run.core.execution.kubernetes_checks import check_fields
 from nemo_run.core.execution.kubernetes_client import Place, connect, locate, namespace_of
 from nemo_run.core.execution.kubernetes_manifest import (
     LIBRARY,
     RUNDIR,
-    VOLUMES,
     as_text,
     base_name,
     digest,
@@ -41,7 +34,6 @@ from nemo_run.core.execution.kubernetes_manifest import (
 from nemo_run.core.execution.kubernetes_nodes import (
     GPU_LABEL,
     TPU_RESOURCE,
-    amount,
     gpu_selector,
     quantity,
     tpu_selector,
@@ -49,30 +41,13 @@ from nemo_run.core.execution.kubernetes_nodes import (
 from nemo_run.core.packaging.base import Packager
 from nemo_run.core.packaging.git import GitArchivePackager
 from nemo_run.core.packaging.image import ImagePackager
-from nemo_run.errors import ConfigError, UnsupportedError
+from nemo_run.errors import UnsupportedError
 from nemo_run.shell import Expand
 
 #: The name of no image: for executors of which nothing is said.
 NO_IMAGE = "scratch"
 #: Settings that hold for a group as a whole, so that all its members must agree on them.
 _WHOLE_JOB = ("context", "namespace", "use_jobset", "workdir_pvc", "start_patience", "timeout", "ttl")
-#: What fields, or we, say of a pod and of its container.
-_POD = {
-    "restartPolicy": "nothing", "containers": "container_spec", "volumes": "volumes", "hostname": "nothing",
-    "subdomain": "nothing", "serviceAccountName": "service_account", "priorityClassName": "priority_class",
-    "nodeSelector": "node_selector", "tolerations": "tolerations", "affinity": "affinity",
-    "imagePullSecrets": "image_pull_secrets", "terminationGracePeriodSeconds": "grace",
-    "activeDeadlineSeconds": "timeout",
-}  # fmt: skip
-_CONTAINER = {
-    "name": "nothing", "image": "container_image", "command": "the task", "args": "the task",
-    "env": "env_vars", "resources": "cpus, memory and gpus_per_node", "volumeMounts": "volume_mounts",
-    "workingDir": "working_dir", "imagePullPolicy": "image_pull_policy",
-}  # fmt: skip
-_LABEL = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?\Z")
-_KEY = re.compile(r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?\Z")
-_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?\Z")
-_POLICIES = ("Always", "IfNotPresent", "Never")
 
 
 @dataclass(kw_only=True)
@@ -166,28 +141,7 @@ class KubernetesExecutor(Executor):
         """Also refuse what the API server would refuse much later, and what it would silently not do."""
         take_second_spelling(self, "image", "container_image", empty="")
         super().check()
-        self._check_image()
-        check_count(self, "nodes", 1)
-        check_count(self, "grace", 0)
-        for name, least in (("gpus_per_node", 0), ("ntasks_per_node", 1), ("ttl", 0)):
-            check_count(self, name, least, optional=True)
-        self._check_limits()
-        self.node_labels()
-        for name in ("node_selector", "labels", "annotations"):
-            self._check_labels(name)
-        for name in ("namespace", "service_account", "workdir_pvc", "priority_class", "queue"):
-            self._check_name(name, getattr(self, name))
-        check_kind(self, "image_pull_secrets", list, tuple)
-        for secret in self.image_pull_secrets:
-            self._check_name("image_pull_secrets", secret)
-        self._check_objects()
-        check_kind(self, "use_jobset", bool)
-        check_kind(self, "context", str, type(None))
-        if self.image_pull_policy not in (None, *_POLICIES):
-            raise self._refusal("image_pull_policy", f"one of {', '.join(_POLICIES)}")
-        patience = self.start_patience
-        if isinstance(patience, bool) or not isinstance(patience, (int, float)) or patience < 0:
-            raise self._refusal("start_patience", "a number of seconds")
+        check_fields(self)
         if self.monitor_resources:
             raise UnsupportedError(
                 "KubernetesExecutor cannot honour monitor_resources; leave it out, and ask `kubectl top pod`"
@@ -195,97 +149,6 @@ class KubernetesExecutor(Executor):
                 executor="KubernetesExecutor",
                 capability="monitor_resources",
             )
-
-    def _check_image(self) -> None:
-        check_kind(self, "container_image", str)
-        if not isinstance(self.packager, ImagePackager):
-            if not self.container_image or self.container_image != self.container_image.strip():
-                raise self._refusal("container_image", 'an image such as "python:3.12"')
-            return
-        self.packager.image(self.container_image, None, None)
-        if not self.packager.push_image_tag and self.image_pull_policy != "Never":
-            raise ConfigError(
-                "KubernetesExecutor has an ImagePackager without push_image_tag, so that no node can pull the"
-                ' image; give it one such as "registry.example/team/name", or image_pull_policy="Never" where'
-                " the nodes use this machine's Engine"
-            )
-
-    def _check_limits(self) -> None:
-        for one, other, size in (
-            ("cpus", self.cpu_limit, self.cpu_limit),
-            (
-                "memory",
-                self.memory_limit,
-                None if self.memory_limit is None else parse_bytes(self.memory_limit),
-            ),
-        ):
-            value = getattr(self, one)
-            if value is not None and amount(value, f"KubernetesExecutor.{one}") != (
-                size or amount(value, one)
-            ):
-                limit = "cpu_limit" if one == "cpus" else "memory_limit"
-                raise ConfigError(
-                    f"KubernetesExecutor.{one} is {value!r} and {limit} is {other!r}, which are one"
-                    f" setting; give {one} alone"
-                )
-        for name in ("ephemeral_storage", "shm_size"):
-            if (value := getattr(self, name)) is not None:
-                amount(value, f"KubernetesExecutor.{name}")
-        check_kind(self, "gpu_type", str, type(None))
-        if self.gpu_type and not self.gpus_per_node:
-            raise ConfigError(
-                f"KubernetesExecutor.gpu_type is {self.gpu_type!r}; say how many in gpus_per_node too"
-            )
-        if self.tpu_type and self.gpus_per_node:
-            raise ConfigError("KubernetesExecutor has a tpu_type and gpus_per_node; give one of them")
-        if self.tpu_topology and not self.tpu_type:
-            raise ConfigError("KubernetesExecutor.tpu_topology is given without a tpu_type; give both")
-        for name in ("gpu_label", "gpu_resource"):
-            if not isinstance(getattr(self, name), str) or not _KEY.match(getattr(self, name)):
-                raise self._refusal(name, 'a name such as "nvidia.com/gpu"')
-
-    def _check_labels(self, name: str) -> None:
-        given = getattr(self, name)
-        check_kind(self, name, dict)
-        for key, value in given.items():
-            fits = isinstance(key, str) and _KEY.match(key) and isinstance(value, str)
-            if not fits or (name != "annotations" and not _LABEL.match(value)):
-                rule = "63 letters, digits, - _ . at most" if name != "annotations" else "text"
-                raise ConfigError(f"KubernetesExecutor.{name}: {key!r}: {value!r} is none; a value is {rule}")
-            if key.startswith("nemo-run/"):
-                raise ConfigError(f"KubernetesExecutor.{name} holds {key!r}, which nemo_run sets; rename it")
-
-    def _check_name(self, name: str, value: Any) -> None:
-        if value is not None and not (isinstance(value, str) and _NAME.match(value)):
-            raise ConfigError(
-                f"KubernetesExecutor.{name} is {value!r}; give a name of small letters, digits, - and ."
-            )
-
-    def _check_objects(self) -> None:
-        for name in ("affinity", "pod_spec", "container_spec"):
-            check_kind(self, name, dict)
-        for name in ("tolerations", "volumes", "volume_mounts"):
-            given = getattr(self, name)
-            if not isinstance(given, (list, tuple)) or not all(isinstance(each, Mapping) for each in given):
-                raise self._refusal(name, "a list of dicts, as in the manifest of a pod")
-        known = [each.get("name") for each in self.volumes]
-        if taken := {*known} & {*VOLUMES}:
-            raise ConfigError(
-                f"KubernetesExecutor.volumes: {taken.pop()!r} is a name of nemo_run's; rename it"
-            )
-        for mount in self.volume_mounts:
-            if not {"name", "mountPath"} <= mount.keys() or mount["name"] not in known:
-                raise ConfigError(
-                    f"KubernetesExecutor.volume_mounts: {dict(mount)!r} names none of volumes; give it as"
-                    ' {"name": …, "mountPath": "/…"}'
-                )
-        for name, ours in (("pod_spec", _POD), ("container_spec", _CONTAINER)):
-            for key in getattr(self, name):
-                if key in ours:
-                    raise ConfigError(f"KubernetesExecutor.{name} holds {key!r}; use {ours[key]} for it")
-
-    def _refusal(self, name: str, wanted: str) -> ConfigError:
-        return ConfigError(f"{type(self).__name__}.{name} is {getattr(self, name)!r}; give {wanted}")
 
     # --- what tasks and launchers ask -------------------------------------------------------------------
 
