@@ -38,6 +38,8 @@ _AT_ONCE = 100
 #: An old node writes the time before each part of a line that is longer than this, too.
 _PART = 16384
 _TIME = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d) ?")
+#: What is left of a line that was cut before its text.
+_HALF_TIME = re.compile(rb"[\dTZ:.+-]{1,35}")
 _MARK = MARK.encode()
 
 
@@ -75,7 +77,7 @@ class PodLog:
                     if skip.is_new(line):
                         self._note(line)
                         yield line
-            if rest:
+            if rest and not _HALF_TIME.fullmatch(rest):
                 self._check(rest)
                 self.rest = rest if skip.is_new(rest) else b""
 
@@ -307,13 +309,16 @@ def pod_lines(cluster: Cluster, namespace: str, pod: str, kept: KeptLog, *, foll
     Raises:
         ApiError: the cluster does not answer, and nobody waits for it.
     """
-    log, cutter = PodLog(cluster, namespace, pod), Cutter()
+    log, cutter, ended = PodLog(cluster, namespace, pod), Cutter(), not follow
     while True:
         try:
-            yield from _texts(log.read(follow=follow), cutter)
-            if not follow or _has_ended(cluster, namespace, pod):
+            yield from _texts(log.read(follow=not ended), cutter)
+            if ended:
                 yield from _texts([log.rest] if log.rest else [], cutter)
                 return
+            # Whoever follows may be sent away before the last lines: they are read when it has ended.
+            if ended := _has_ended(cluster, namespace, pod):
+                continue
         except ApiError as exc:
             if exc.status == 404:  # it is gone; what others have kept of it is all there is
                 skip = _Skip(log.time, log.count)

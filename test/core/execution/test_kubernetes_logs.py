@@ -94,8 +94,21 @@ def test_whoever_follows_is_told_every_line_whatever_happens_to_the_connection(f
         lines = list(pod_lines(cluster_of(api), "mine", "p", KeptLog(folder, "u"), follow=True))
         asked = [request.query.get("sinceTime") for request in api.asked if request.path.endswith("/log")]
     assert lines == [*TEXTS, b"last"]
-    assert len(asked) == 5
-    assert asked == [None, *["2026-11-21T08:00:00Z"] * 4]
+    # And once more when the container has ended.
+    assert asked == [None, *["2026-11-21T08:00:00Z"] * 4, "2026-11-21T08:00:02Z"]
+
+
+def test_whoever_follows_and_is_sent_away_too_early_is_told_the_rest(folder: Path) -> None:
+    whole = b"".join(line + b"\n" for line in LOG)
+    pod = Pod(LOG, [], b"2026-11-21T08:00:03Z last")
+
+    def answer(request: Request) -> Answer:
+        early = request.query.get("follow") == "true"
+        return (200, iter([whole[:-7]])) if early else pod.answer(request)
+
+    with Api(folder, answer).running() as api:
+        lines = list(pod_lines(cluster_of(api), "mine", "p", KeptLog(folder, "u"), follow=True))
+    assert lines == [*TEXTS, b"last"]
 
 
 @settings(deadline=None, max_examples=15)
