@@ -31,6 +31,8 @@ EXECUTORS = (
     "DockerExecutor",
     "KubernetesExecutor",
     "LocalExecutor",
+    "SkypilotExecutor",
+    "SkypilotJobsExecutor",
     "SlurmExecutor",
     "TorchXExecutor",
     "VertexExecutor",
