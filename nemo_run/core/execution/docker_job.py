@@ -40,6 +40,7 @@ from nemo_run.core.logfile import read_lines
 from nemo_run.core.masking import mask_chunks, worth_masking
 from nemo_run.core.packaging.image import Image
 from nemo_run.core.process import start_time, this_host
+from nemo_run.core.records import read_record
 from nemo_run.errors import ConfigError, SubmitError
 from nemo_run.secret import Secret
 from nemo_run.shell import Expand, exports, join
@@ -72,11 +73,11 @@ class DockerJob:
 
     def record(self) -> Record | None:
         """What was asked for and how far it has come; None before the submission and after the last step."""
-        return _read(self.job_dir / "docker.json")
+        return read_record(self.job_dir / "docker.json")
 
     def end(self) -> Record | None:
         """How it ended."""
-        return _read(self.job_dir / "end.json")
+        return read_record(self.job_dir / "end.json")
 
     def _write(self, record: Record) -> None:
         runner.write(str(self.job_dir / "docker.json"), json.dumps(record, indent=1) + "\n")
@@ -331,7 +332,7 @@ class DockerJob:
 
     def ensure_keeper(self) -> None:
         """See to it that a process tends the job until it has ended, whoever else goes."""
-        keeper = _read(self.job_dir / "keeper.json")
+        keeper = read_record(self.job_dir / "keeper.json")
         if keeper and (keeper["host"] != this_host() or start_time(keeper["pid"]) == keeper["start_time"]):
             return
         root = str(Path(runner.__file__).parents[2])
@@ -681,11 +682,3 @@ def _resident(stats: Record) -> int:
     return int(memory.get("usage", 0)) - int(
         cached.get("total_inactive_file", cached.get("inactive_file", 0))
     )
-
-
-def _read(path: Path) -> Record | None:
-    try:
-        record: Record = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    return record

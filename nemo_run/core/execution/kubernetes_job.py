@@ -30,6 +30,7 @@ from nemo_run.core.execution.kubernetes_seen import Seen, ask, list_all, list_po
 from nemo_run.core.execution.kubernetes_state import Pod, Verdict, is_leaving, is_over, judge
 from nemo_run.core.logfile import read_lines
 from nemo_run.core.masking import MASK, worth_masking
+from nemo_run.core.records import read_record
 from nemo_run.errors import ConfigError, SubmitError, TunnelError
 from nemo_run.secret import Secret
 
@@ -55,11 +56,11 @@ class KubernetesJob:
 
     def record(self) -> Record | None:
         """What the cluster was given, and what has been seen of it; None before the submission."""
-        return _read(self.job_dir / "kubernetes.json")
+        return read_record(self.job_dir / "kubernetes.json")
 
     def end(self) -> Record | None:
         """How it ended."""
-        return _read(self.job_dir / "end.json")
+        return read_record(self.job_dir / "end.json")
 
     def _write(self, record: Record) -> None:
         runner.write(str(self.job_dir / "kubernetes.json"), json.dumps(record, indent=1) + "\n")
@@ -419,11 +420,3 @@ def _masker(secrets: Sequence[bytes]) -> Callable[[bytes], str]:
         return line.decode(errors="replace")
 
     return masked
-
-
-def _read(path: Path) -> Record | None:
-    try:
-        record: Record = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return record

@@ -35,6 +35,7 @@ from nemo_run.core.logfile import read_lines
 from nemo_run.core.masking import worth_masking
 from nemo_run.core.process import end_orphans, start_time
 from nemo_run.core.process import this_host as _this_host
+from nemo_run.core.records import read_record
 from nemo_run.errors import SubmitError, UnsupportedError
 from nemo_run.shell import Expand, expands, exports, join, through_shell
 
@@ -271,7 +272,7 @@ def _handle(executor: str, token: str, job_dir: Path, pid: int) -> JobHandle:
 
 def find(token: str, job_dir: Path, executor: str) -> JobHandle | None:
     """The job whose supervisor has claimed `job_dir` under this token."""
-    claim = _read(job_dir / "process.json")
+    claim = read_record(job_dir / "process.json")
     if claim is None or claim["token"] != token:
         return None
     data = {"job_dir": str(job_dir), "pid": str(claim["pid"])}
@@ -285,12 +286,12 @@ def find(token: str, job_dir: Path, executor: str) -> JobHandle | None:
 def status(handle: JobHandle) -> JobStatus:
     """From the job's end if it has one, else from its claim and the process that made it."""
     job_dir = Path(handle.data["job_dir"])
-    if end := _read(job_dir / "end.json"):
+    if end := read_record(job_dir / "end.json"):
         _reap(handle)
         return _from_end(end)
     if not job_dir.is_dir():
         return JobStatus(state=AppState.UNKNOWN, message=f"its folder is gone: {job_dir}")
-    claim = _read(job_dir / "process.json")
+    claim = read_record(job_dir / "process.json")
     if claim and not claim["pid"]:  # whoever claims it to cancel it writes its end a moment later
         return _from_end(_never_started(claim["token"], claim["started"]))
     process: Mapping[str, str] = {**handle.data} if claim is None else claim
@@ -302,7 +303,7 @@ def status(handle: JobHandle) -> JobStatus:
         return JobStatus(state=AppState.RUNNING, started=claim["started"])
     _reap(handle)
     # It may have written its claim or its end between our look at the file and at the process.
-    if end := _read(job_dir / "end.json"):
+    if end := read_record(job_dir / "end.json"):
         return _from_end(end)
     if claim is None and (job_dir / "process.json").exists():
         return status(handle)
@@ -389,7 +390,7 @@ def cancel(handle: JobHandle) -> None:
         return
     if _claim_to_cancel(handle, job_dir):
         return
-    claim = _read(job_dir / "process.json")
+    claim = read_record(job_dir / "process.json")
     if claim is None or claim["host"] != this_host():
         raise SubmitError(f"cannot cancel {handle.id!r} from here: {status(handle).message}")
     if _is_alive(claim):
@@ -437,12 +438,3 @@ def logs(handle: JobHandle, role: str, replica: int = 0, *, follow: bool = False
 
 def _ended(handle: JobHandle) -> bool:
     return status(handle).state in (*TERMINAL, AppState.UNKNOWN)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """A record that is written whole or not at all, so that it cannot be half there."""
-    try:
-        record: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    return record

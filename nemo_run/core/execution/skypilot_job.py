@@ -24,6 +24,7 @@ from nemo_run.core.execution.skypilot_log import Line, Log
 from nemo_run.core.execution.skypilot_task import ARCHIVE, LIBRARY
 from nemo_run.core.execution.slurm_submit import library_files
 from nemo_run.core.logfile import read_lines
+from nemo_run.core.records import read_record
 from nemo_run.errors import NemoRunError, SubmitError, TunnelError, suggestion
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ def find(home: Path, token: str) -> dict[str, str] | None:
     Raises:
         TunnelError: SkyPilot must be asked, and does not answer.
     """
-    note = _read(home / _NOTE)
+    note = read_record(home / _NOTE)
     if note is None or note["token"] != token:
         return None
     if not note["request"]:
@@ -213,7 +214,7 @@ def _settled(handle: JobHandle) -> JobStatus | None:
     home = Path(handle.data["home"])
     if not home.is_dir():
         return JobStatus(state=AppState.UNKNOWN, message=f"its folder is gone: {home}")
-    end = _read(home / _END)
+    end = read_record(home / _END)
     if end is None or end["token"] != handle.id:
         return None
     return JobStatus(**{**end["status"], "state": AppState[end["status"]["state"]]})
@@ -336,7 +337,7 @@ def _take_down(ended: Sequence[JobHandle]) -> None:
     """Take down clusters that were made for such jobs, where that was asked for and none is left."""
     due = {(each.data["cluster"], Path(each.data["home"]).parent) for each in ended if each.data["autodown"]}
     for cluster, experiment in due:
-        notes = [_read(path) for path in experiment.glob(f"*/{_NOTE}")]
+        notes = [read_record(path) for path in experiment.glob(f"*/{_NOTE}")]
         ours = any(note and note["cluster"] == cluster and note["made"] for note in notes)
         if not (cluster and ours) or _is_needed(experiment, cluster):
             continue
@@ -349,7 +350,7 @@ def _take_down(ended: Sequence[JobHandle]) -> None:
 def _is_needed(experiment: Path, cluster: str) -> bool:
     """Whether a job of the experiment is still to run by SkyPilot, or anybody's job is on the cluster."""
     for path in experiment.glob("*/job.json"):
-        record, end = _read(path), (path.parent / _END).exists()
+        record, end = read_record(path), (path.parent / _END).exists()
         waits = record is not None and AppState[record["state"]] not in TERMINAL and not end
         if waits and "skypilot" in (path.parent / "executor.json").read_text():
             return True
@@ -458,11 +459,3 @@ def _live(handle: JobHandle, number: int, follow: bool) -> Iterator[Line]:
             if not follow or time.monotonic() > deadline:
                 raise
             time.sleep(_PAUSE)
-
-
-def _read(path: Path) -> Record | None:
-    try:
-        record: Record = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    return record

@@ -24,6 +24,7 @@ from nemo_run.core.execution.vertex_client import Bucket, Jobs, Refusal, log_ent
 from nemo_run.core.execution.vertex_plan import EXPERIMENT, TOKEN, digest
 from nemo_run.core.logfile import read_lines
 from nemo_run.core.packaging.image import Image
+from nemo_run.core.records import read_record
 from nemo_run.errors import NemoRunError, SubmitError
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _put(bucket: Bucket, name: str, where: str, code: str | None) -> None:
 
 def find(token: str, job_dir: Path, executor: str) -> JobHandle | None:
     """The job of an earlier submission, by its record if that has its name, else by its label."""
-    record = _read(job_dir / "vertex.json")
+    record = read_record(job_dir / "vertex.json")
     if record is None or record["token"] != token:
         return None  # a submission is recorded before it is sent
     data = record["data"]
@@ -172,7 +173,7 @@ def _settled(handle: JobHandle) -> JobStatus | None:
     job_dir = Path(handle.data["job_dir"])
     if not job_dir.is_dir():
         return JobStatus(state=AppState.UNKNOWN, message=f"its folder is gone: {job_dir}")
-    end = _read(job_dir / "end.json")
+    end = read_record(job_dir / "end.json")
     if end is None or end["token"] != handle.id:
         return None
     fields = {name: end[name] for name in ("exit_code", "message", "started", "ended")}
@@ -377,11 +378,3 @@ def _is_home(handle: JobHandle) -> bool:
 
 def _write(record: Mapping[str, Any], job_dir: Path) -> None:
     runner.write(str(job_dir / "vertex.json"), json.dumps(record, indent=1) + "\n", sync=True)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        record: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    return record
