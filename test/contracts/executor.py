@@ -82,6 +82,8 @@ class ExecutorContract:
 
     #: Seconds within which a small job starts, and one that is asked to end has ended.
     patience = 30.0
+    #: Starts four processes with a word among their arguments, some of which leave their group.
+    family = "sleep {word} & setsid sleep {word} & (setsid sh -c 'sleep {word} & sleep {word}' &)"
 
     def executor(self, **fields: Any) -> Executor:
         """One of the backend's executors, with these common fields."""
@@ -243,8 +245,7 @@ class ExecutorContract:
 
     def test_cancel_ends_every_process_and_twice_is_harmless(self, folder: Path) -> None:
         word = str(random.randrange(10**8, 10**9))
-        children = f"sleep {word} & setsid sleep {word} & (setsid sh -c 'sleep {word} & sleep {word}' &)"
-        executor, handle = self.submit(Script(inline=f"{children}; wait"))
+        executor, handle = self.submit(Script(inline=f"{self.family.format(word=word)}\nwait"))
         self.wait_until(lambda: len(self.running(word)) == 4, "all four processes run")
         executor.cancel(handle)
         executor.cancel(handle)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 from contracts.executor import ExecutorContract
 from slurms import Cluster
 
-from nemo_run.config import Script
-from nemo_run.core.execution.base import AppState, Executor, JobHandle, Plan
+from nemo_run.core.execution.base import Executor, JobHandle, Plan
 from nemo_run.core.execution.slurm import SlurmExecutor
 from nemo_run.core.packaging.base import Packager
 
@@ -43,15 +41,5 @@ class SlurmContract(ExecutorContract):
             statement = f"delete from slurm.nemo_job_table where id_job={job}"
             subprocess.run(["mariadb", "--no-defaults", "--user=root", socket, "-e", statement], check=True)
 
-    def test_cancel_ends_every_process_and_twice_is_harmless(self, folder: Path) -> None:
-        """Less those that init has adopted: this cluster tracks processes without cgroups, and loses them."""
-        word = str(random.randrange(10**8, 10**9))
-        children = f"sleep {word} & setsid sleep {word} & sh -c 'sleep {word} & sleep {word}' &"
-        executor, handle = self.submit(Script(inline=f"{children} wait"))
-        self.wait_until(lambda: len(self.running(word)) == 4, "all four processes run")
-        executor.cancel(handle)
-        executor.cancel(handle)
-        assert self.ended((executor, handle)).state == AppState.CANCELLED
-        self.wait_until(lambda: not self.running(word), "no process is left")
-        executor.cancel(handle)
-        assert self.ended((executor, handle)).state == AppState.CANCELLED
+    #: Less those that init has adopted: this cluster tracks processes without cgroups, and loses them.
+    family = "sleep {word} & setsid sleep {word} & sh -c 'sleep {word} & sleep {word}' &"

@@ -395,11 +395,6 @@ def _tell_what_is_left(cluster: str) -> None:
             )  # fmt: skip
 
 
-def await_end(handles: Sequence[JobHandle], seconds: float) -> None:
-    """Let some time pass before the next look."""
-    time.sleep(seconds)
-
-
 # --- reading --------------------------------------------------------------------------------------------
 
 

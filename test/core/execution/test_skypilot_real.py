@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -54,18 +53,8 @@ class TestOnSlurm(ExecutorContract):
         member.cluster_name, member.cpus = None, 1000
         return member.plan(plan.spec), "1000"
 
-    def test_cancel_ends_every_process_and_twice_is_harmless(self, folder: Path) -> None:
-        """Less those that init has adopted: this cluster tracks processes without cgroups, and loses them."""
-        word = str(random.randrange(10**8, 10**9))
-        children = f"sleep {word} & setsid sleep {word} & sh -c 'sleep {word} & sleep {word}' &"
-        executor, handle = self.submit(Script(inline=f"{children} wait"))
-        self.wait_until(lambda: len(self.running(word)) == 4, "all four processes run")
-        executor.cancel(handle)
-        executor.cancel(handle)
-        assert self.ended((executor, handle)).state == AppState.CANCELLED
-        self.wait_until(lambda: not self.running(word), "no process is left")
-        executor.cancel(handle)
-        assert self.ended((executor, handle)).state == AppState.CANCELLED
+    #: Less those that init has adopted: this cluster tracks processes without cgroups, and loses them.
+    family = "sleep {word} & setsid sleep {word} & sh -c 'sleep {word} & sleep {word}' &"
 
 
 # --- what only a real one shows -------------------------------------------------------------------------
