@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,13 @@ def _mentions(process: psutil.Process, folder: str) -> bool:
         return folder in process.environ().get("NEMORUN_JOB_DIR", "") or folder in process.cwd()
     except psutil.Error:
         return False
+
+
+def kill_all(processes: Iterable[psutil.Process]) -> None:
+    """Kill them, of which some may end of themselves meanwhile, by the death of another."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def lines(path: Path) -> list[str]:

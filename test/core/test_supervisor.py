@@ -19,6 +19,7 @@ import psutil
 import pytest
 import tasks
 from contracts.executor import ended, prepare, wait_until
+from deeds import kill_all
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -73,8 +74,7 @@ class Spread(Running):
     def guardians(self) -> list[psutil.Process]:
         """Forks of the supervisor in sessions of their own."""
         supervisor = psutil.Process(self.supervisor)
-        forks = [p for p in supervisor.children() if is_running(p) and p.cmdline() == supervisor.cmdline()]
-        return [process for process in forks if os.getsid(process.pid) == process.pid]
+        return [process for process in supervisor.children() if is_guardian(process, supervisor.cmdline())]
 
     def left(self) -> list[psutil.Process]:
         return [process for process in self.processes if is_running(process)]
@@ -87,13 +87,20 @@ def is_running(process: psutil.Process) -> bool:
         return False
 
 
+def is_guardian(process: psutil.Process, cmdline: list[str]) -> bool:
+    """Whether it is a fork of what has this command line, in a session of its own."""
+    try:
+        return is_running(process) and process.cmdline() == cmdline and os.getsid(process.pid) == process.pid
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return False
+
+
 @pytest.fixture(params=["python", "shell"])
 def spread(request: pytest.FixtureRequest, home: Path, tmp_path: Path) -> Iterator[Spread]:
     """Such a job; what the test leaves of it is ended."""
     job = Spread(tmp_path, request.param)
     yield job
-    for process in job.left():
-        process.kill()
+    kill_all(job.left())
     job.executor.cancel(job.handle)
 
 
@@ -153,8 +160,7 @@ class TestKill:
         wait_until(lambda: not is_running(second) and not spread.left(), "nothing is left")
 
     def test_of_everything_at_once(self, spread: Spread) -> None:
-        for process in (psutil.Process(spread.supervisor), *spread.processes):
-            process.kill()
+        kill_all((psutil.Process(spread.supervisor), *spread.processes))
         assert spread.ended().exit_code == 137
         wait_until(lambda: not spread.left(), "no process is left")
 
@@ -321,11 +327,12 @@ class TestStart:
     def test_a_job_cancelled_at_any_time_is_cancelled_soon(
         self, home: Path, tmp_path: Path, after: str, language: str
     ) -> None:
-        moments = random.Random(0)
+        moments = random.Random(f"{after} {language}")  # the words too are no other test's
         for _ in range(12):
             word = str(moments.randrange(10**8, 10**9))
             path = str(tmp_path / word)
-            shell, python = run.Script(inline=f"sleep {word}"), run.Partial(tasks.write_and_wait, path)
+            # A bash that is just about to become another program in a fork loses a SIGTERM to that fork.
+            shell, python = run.Script(inline=f"exec sleep {word}"), run.Partial(tasks.write_and_wait, path)
             job = Running(python if language == "python" else shell)
             if after == "claim":
                 spin_until_claimed(job.job_dir)

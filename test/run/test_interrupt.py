@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from deeds import NEMO, environment, lines, processes_of, script, until
+from deeds import NEMO, environment, kill_all, lines, processes_of, script, until
 
 import nemo_run as run
 from nemo_run.run.store import Store
@@ -147,9 +147,7 @@ class Scene:
             if process.poll() is None:
                 process.kill()
             process.communicate()
-        for left in processes_of(self.folder):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(left.pid, signal.SIGKILL)
+        kill_all(processes_of(self.folder))
 
 
 @pytest.fixture

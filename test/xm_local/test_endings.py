@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from deeds import NEMO, lines, nemo, processes_of, until
+from deeds import NEMO, kill_all, lines, nemo, processes_of, until
 from dockers import IMAGE, Containers
 from xms import HEAD, Launchers, alive, ends_in, leaves_word, pids, script, sh, wait_or_end
 
@@ -64,8 +64,7 @@ def launchers(home: Path) -> Iterator[Launchers]:
     found = Launchers()
     yield found
     found.end()
-    for process in processes_of(home):
-        process.kill()
+    kill_all(processes_of(home))
 
 
 def check_nothing_is_left(folder: Path, processes: int) -> None:

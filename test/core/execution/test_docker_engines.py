@@ -22,6 +22,7 @@ import psutil
 import pytest
 import tasks
 from contracts.executor import ended, prepare, wait_until
+from deeds import kill_all
 from dockers import IMAGE, TESTS, Containers, stop_keepers
 
 import nemo_run as run
@@ -73,9 +74,8 @@ class OwnEngine:
         """What it leaves: processes of its containers, its bridge, mounts, files."""
         if self.process and self.process.poll() is None:
             self.end(signal.SIGTERM)
-        for process in psutil.process_iter(["cmdline"]):
-            if self.bridge in (process.info["cmdline"] or ()):
-                process.kill()
+        processes = psutil.process_iter(["cmdline"])
+        kill_all(process for process in processes if self.bridge in (process.info["cmdline"] or ()))
         subprocess.run(["ip", "link", "del", self.bridge], check=False)
         for line in Path("/proc/mounts").read_text().splitlines():
             if line.split()[1].startswith(f"{self.folder}/"):
