@@ -248,8 +248,9 @@ def _status_of_launch(handle: JobHandle, launch: Record) -> JobStatus:
     if word == "CANCELLED" or (word in ("FAILED", "SUCCEEDED") and _is_cancelled(handle)):
         return _keep(handle, JobStatus(state=AppState.CANCELLED, exit_code=143, message="cancelled"))
     if word == "FAILED":
-        left = f"; cluster {cluster!r} is left {launch['cluster']}" if launch["cluster"] else ""
-        return _keep(handle, JobStatus(state=AppState.FAILED, message=f"SkyPilot: {launch['said']}{left}"))
+        left = launch["cluster"] if handle.data["made"] and not handle.data["autodown"] else ""
+        step = f"; cluster {cluster} is left {left}: `sky down {cluster}` ends it" if left else ""
+        return _keep(handle, JobStatus(state=AppState.FAILED, message=f"SkyPilot: {launch['said']}{step}"))
     if word == "SUCCEEDED":
         message = f"cluster {cluster!r} is gone or stopped, and how the job ended was not seen before"
         return JobStatus(state=AppState.UNKNOWN, message=message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -38,15 +39,18 @@ def _probe_clouds(executor: SkypilotExecutor) -> Iterator[Check]:
     listed = [given] if isinstance(given, str) else given
     asked = sorted({each.partition("/")[0] for each in listed if each != "none"})
     answer = client().ask("check", infra=asked)
-    enabled = sorted({name for names in answer["found"].values() for name in names})
-    ok = bool(enabled)
-    what = ", ".join(enabled) if ok else f"none of {', '.join(asked)}" if asked else "none"
-    said = " ".join(
-        line.strip() for line in answer["said"].splitlines() if "Reason" in line or "Hint" in line
-    )
-    yield Check(
-        name="clouds",
-        ok=ok,
-        found=f"enabled: {what}" if ok else f"{what} is enabled{': ' * bool(said)}{said}",
-        step="" if ok else "run `sky check` and follow its hints",
-    )
+    if enabled := sorted({name for names in answer["found"].values() for name in names}):
+        yield Check(name="clouds", ok=True, found=f"enabled: {', '.join(enabled)}")
+        return
+    # Of all clouds that there are it would be pages.
+    found = f"none of {', '.join(asked)} is enabled{_reasons(answer['said'])}" if asked else "none is enabled"
+    step = f"run `{' '.join(['sky check', *asked])}` and follow its hints"
+    yield Check(name="clouds", ok=False, found=found, step=step)
+
+
+def _reasons(said: str) -> str:
+    """Why clouds are not enabled, from what `sky check` prints of each."""
+    told = re.findall(r"^ +(?:Reason|Hint)\b[^:]*: (.*(?:\n {4}.*)*)", said, re.M)
+    kept = [line for text in told for line in text.splitlines() if "For more info" not in line]
+    words = " ".join(kept).replace("Run the following commands:", "").split()
+    return ": " * bool(words) + " ".join(words)

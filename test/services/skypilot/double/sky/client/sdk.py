@@ -22,9 +22,30 @@ def enabled_clouds() -> str:
     return request("enabled_clouds", None, [] if (folder() / "no_clouds").exists() else ["slurm"])
 
 
+#: What it prints of a cloud that is not enabled.
+_NOT_ENABLED = """\
+Checking credentials to enable infra for SkyPilot.
+\x1b[2m  AWS: disabled \x1b[0m\x1b[0m
+    Reason [compute, storage]: AWS dependencies are not installed. Run the following commands:
+      $ pip install skypilot[aws]
+    Credentials may also need to be set. Run the following commands:
+      $ aws configure
+      $ aws configure list  # Ensure that this shows identity is set.
+    For more info: https://docs.aws.amazon.com/cli/latest/userguide/cli-configure-quickstart.html
+\x1b[32m🎉 Enabled infra 🎉\x1b[0m
+  No infra to check/enabled.
+\x1b[2m
+To enable a cloud, follow the hints above and rerun: \x1b[0m\x1b[1msky check\x1b[0m
+"""
+
+
 def check(infra_list: Any, verbose: bool) -> str:
     called("check")
-    return request("check", None, {"default": ["Slurm"]})
+    none = (folder() / "no_clouds").exists()
+    made = request("check", None, {"default": {} if none else {"Slurm": ["compute"]}})
+    (folder() / "launches").mkdir(exist_ok=True)
+    (folder() / "launches" / made).write_text(_NOT_ENABLED if none else "")
+    return made
 
 
 def list_accelerators(gpus_only: bool = True) -> str:
