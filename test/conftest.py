@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from dockers import Containers, running_registry, skip_without_engine, stop_keep
 from kubes import Namespace
 from slurms import Cluster, hurrying, running_cluster
 from sshds import Sshd, running_sshd
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C: a shell that starts something in the background has it, and all it starts, ignore that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
