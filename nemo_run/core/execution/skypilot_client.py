@@ -29,7 +29,6 @@ _STEPS = {
     "APINotSupportedError": "have SkyPilot's API server upgraded",
     "NoCloudAccessError": "enable a cloud: `sky check` says what is missing",
     "InvalidClusterNameError": "give another cluster_name",
-    "ResourcesMismatchError": "give another cluster_name, or ask for what that cluster has",
     "ClusterOwnerIdentityMismatchError": "give another cluster_name",
 }
 

@@ -75,13 +75,13 @@ def test_skypilot_takes_the_text_of_each_plan(skypilot: Sky) -> None:
     assert len(done.stdout.splitlines()) == len(shapes) == 10
 
 
-@pytest.mark.skipif(not find_spec("torch"), reason="needs torch")
-def test_torchrun_meets_over_two_nodes(skypilot: Sky, home: Path) -> None:
-    torchrun = run.Torchrun(rdzv_port=take_ports()[0])  # all nodes have one address
+@pytest.mark.skipif(not find_spec("nvidia_resiliency_ext"), reason="needs the extra dev-torch")
+@pytest.mark.parametrize("launcher", [run.Torchrun, run.FaultTolerance])
+def test_launchers_meet_over_two_nodes(skypilot: Sky, home: Path, launcher: type[run.Torchrun]) -> None:
     fields = {
         "num_nodes": 2,
         "torchrun_nproc_per_node": 2,
-        "launcher": torchrun,
+        "launcher": launcher(rdzv_port=take_ports()[0]),  # all nodes have one address
         "python_path": sys.executable,
     }
     executor = SkypilotExecutor(**on_slurm(cluster_name="tests", **fields))
@@ -103,6 +103,15 @@ def test_a_task_sees_an_edit_that_is_not_committed(
     experiment.run()
     handle = experiment.status(return_dict=True)["words"]["handle"]
     assert list(executor.logs(handle, "words")) == ["edited"]
+
+
+def test_a_cluster_that_is_too_small_is_told_and_left_as_it_is(skypilot: Sky, home: Path) -> None:
+    plan = prepare(Script(inline="true"), SkypilotExecutor(**on_slurm(cluster_name="tests", num_nodes=4)))
+    executor = plan.spec.members[0]
+    status = ended(executor, executor.submit(plan), LONG)
+    assert status.state == AppState.FAILED
+    assert status.message.startswith("SkyPilot: Requested resources do not match the existing cluster.")
+    assert status.message.endswith("sky down tests")  # which is SkyPilot's advice; ours would be to do that
 
 
 LAUNCH = """
