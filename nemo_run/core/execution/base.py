@@ -173,7 +173,7 @@ class Executor:
     working_dir: str | None = None
     #: Seconds until the job is ended and FAILED; None for no limit.
     timeout: float | None = None
-    #: The Python that runs Python tasks; None for the one that launches.
+    #: The Python that runs Python tasks; None for the one that launches, or elsewhere for `python3`.
     python_path: str | None = None
     #: Level of the root logger in Python tasks ("DEBUG"); None leaves logging alone.
     log_level: str | None = None
@@ -225,8 +225,8 @@ class Executor:
 
     @property
     def python(self) -> str:
-        """The interpreter for Python tasks, never a bare `python`."""
-        return os.fspath(self.python_path or sys.executable)
+        """The interpreter for Python tasks, never a bare `python`: ours, or elsewhere that on the path."""
+        return os.fspath(self.python_path or (sys.executable if self.shares_files() else "python3"))
 
     def nnodes(self) -> int:
         """How many machines a job takes."""
@@ -256,11 +256,11 @@ class Executor:
 
     def shares_files(self) -> bool:
         """Whether tasks see this machine's files, so that code can stay where it is."""
-        return True
+        return not self.remote
 
     def parallel_limit(self) -> int | None:
         """How many jobs run at once; None where the backend has a queue of its own."""
-        return os.cpu_count() or 1
+        return None if self.remote else os.cpu_count() or 1
 
     def cluster(self) -> str:
         """Jobs of one class and one cluster are asked about in one call."""

@@ -183,11 +183,6 @@ class DockerExecutor(Executor):
         _ulimits(self.ulimits)
         _mounts(self.volumes)
 
-    @property
-    def python(self) -> str:
-        """The image's own, wherever it lies on its path."""
-        return os.fspath(self.python_path or "python3")
-
     def nproc_per_node(self) -> int:
         """As told."""
         return self.ntasks_per_node

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -152,11 +151,6 @@ class KubernetesExecutor(Executor):
 
     # --- what tasks and launchers ask -------------------------------------------------------------------
 
-    @property
-    def python(self) -> str:
-        """The image's own, wherever it lies on its path."""
-        return os.fspath(self.python_path or "python3")
-
     def nnodes(self) -> int:
         """As told."""
         return self.nodes
@@ -186,14 +180,6 @@ class KubernetesExecutor(Executor):
     def runner_path(self) -> str:
         """This very nemo_run comes along, so that the image needs none."""
         return f"{LIBRARY}/nemo_run/core/runner.py"
-
-    def shares_files(self) -> bool:
-        """A pod sees what is mounted."""
-        return False
-
-    def parallel_limit(self) -> int | None:
-        """A cluster has a scheduler of its own."""
-        return None
 
     def cluster(self) -> str:
         """Context and namespace."""

@@ -175,11 +175,6 @@ class SkypilotExecutor(Executor):
 
     # --- what tasks and launchers ask -------------------------------------------------------------------
 
-    @property
-    def python(self) -> str:
-        """The nodes' own, wherever it lies on the path."""
-        return os.fspath(self.python_path or "python3")
-
     def nnodes(self) -> int:
         """As told."""
         return self.num_nodes
@@ -208,14 +203,6 @@ class SkypilotExecutor(Executor):
     def runner_path(self) -> str:
         """This very nemo_run is sent along, so that the nodes need none."""
         return f"{rundir(Path(self.job_dir))}/{LIBRARY}/nemo_run/core/runner.py"
-
-    def shares_files(self) -> bool:
-        """Nodes are other machines."""
-        return False
-
-    def parallel_limit(self) -> int | None:
-        """Clusters have a queue of their own."""
-        return None
 
     def cluster(self) -> str:
         """Whoever launches has one API server."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -308,17 +307,6 @@ class SlurmExecutor(Executor):
 
     # --- what tasks and launchers ask -------------------------------------------------------------------
 
-    @property
-    def python(self) -> str:
-        """Here the launching one; elsewhere, and in images, that on the path."""
-        return (
-            os.fspath(self.python_path)
-            if self.python_path
-            else super().python
-            if self.shares_files()
-            else "python3"
-        )
-
     def nnodes(self) -> int:
         """As told."""
         return self.nodes
@@ -383,10 +371,6 @@ class SlurmExecutor(Executor):
     def shares_files(self) -> bool:
         """Jobs on this machine's cluster see its files, unless they are in a container."""
         return isinstance(self.tunnel, LocalTunnel) and not self.container_image
-
-    def parallel_limit(self) -> int | None:
-        """A cluster has a queue of its own."""
-        return None
 
     def cluster(self) -> str:
         """Who we are there, and where experiments are."""

@@ -286,11 +286,6 @@ class VertexExecutor(Executor):
         """Where Vertex AI is."""
         return self.api_endpoint or f"https://{self.region}-aiplatform.googleapis.com"
 
-    @property
-    def python(self) -> str:
-        """The image's own, wherever it lies on its path."""
-        return os.fspath(self.python_path or "python3")
-
     def nnodes(self) -> int:
         """As told."""
         return self.nodes
@@ -322,14 +317,6 @@ class VertexExecutor(Executor):
     def runner_path(self) -> str:
         """This very nemo_run is brought there, so that the image needs none."""
         return f"{LIBRARY}/nemo_run/core/runner.py"
-
-    def shares_files(self) -> bool:
-        """A container sees its image, and buckets."""
-        return False
-
-    def parallel_limit(self) -> int | None:
-        """Vertex AI has quotas and a queue."""
-        return None
 
     def cluster(self) -> str:
         """Endpoint, project and region."""
