@@ -150,3 +150,11 @@ def skypilot(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[skies.Sky]
         monkeypatch.setenv(name, value)
     yield sky
     skies.clear_nodes(home)
+
+
+@pytest.fixture
+def sky_kubernetes(skypilot: skies.Sky) -> kubes.Cluster:
+    """The Kubernetes that this SkyPilot makes clusters on, where it has one of two pods."""
+    if skypilot.kubernetes is None:
+        pytest.skip(f"needs a Kubernetes: {skypilot.without}")
+    return skypilot.kubernetes

@@ -71,8 +71,12 @@ class Cluster:
             subprocess.run(
                 [sys.executable, script, root, f"docker.io/library/{name}", image, *entrypoint], check=True
             )
-            address = f"--address={self.folder}/containerd.sock"
-            subprocess.run(["ctr", address, "--namespace=k8s.io", "images", "import", image], check=True)
+            self.load_image(image)
+
+    def load_image(self, path: str) -> None:
+        """Give the node the image that a file holds."""
+        address = f"--address={self.folder}/containerd.sock"
+        subprocess.run(["ctr", address, "--namespace=k8s.io", "images", "import", path], check=True)
 
 
 class Namespace:

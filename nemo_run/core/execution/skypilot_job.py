@@ -390,9 +390,11 @@ def cancel(handle: JobHandle) -> None:
 def _tell_what_is_left(cluster: str) -> None:
     with contextlib.suppress(NemoRunError):
         if there := client().ask("clusters", names=[cluster]).get(cluster):
+            # SkyPilot knows no price of Kubernetes and Slurm, which need not be for nothing.
+            cost = f" and costs ${there['cost']:.2f} an hour" if there["cost"] else ""
             logger.warning(
-                "cluster %s (%s) is %s and costs $%.2f an hour; `sky down %s` ends it",
-                cluster, there["resources"], there["status"], there["cost"], cluster,
+                "cluster %s (%s) is %s%s; `sky down %s` ends it",
+                cluster, there["resources"], there["status"], cost, cluster,
             )  # fmt: skip
 
 

@@ -57,8 +57,8 @@ class Double:
         """Have a question, or the request that it makes, fail from now on."""
         (self.folder / "fates.json").write_text(json.dumps({what: {"kind": kind, "text": text}}))
 
-    def make_cluster(self, name: str) -> None:
-        (self.folder / "clusters" / name).write_text(json.dumps({"status": "UP", "words": ""}))
+    def make_cluster(self, name: str, **known: Any) -> None:
+        (self.folder / "clusters" / name).write_text(json.dumps({"status": "UP", "words": "", **known}))
 
     def cluster(self, name: str) -> dict[str, Any] | None:
         """What is known of a cluster; None if there is none."""
@@ -323,19 +323,19 @@ def _ended(made: Experiment) -> bool:
     return all(each["status"] in TERMINAL for each in made.status(return_dict=True).values())
 
 
+@pytest.mark.parametrize(
+    ("price", "cost"), [(1.25, " and costs $2.50 an hour"), (0.0, "")], ids=["of a cloud", "unknown"]
+)
 def test_cancelling_says_which_cluster_is_left_and_what_it_costs(
-    double: Double, caplog: pytest.LogCaptureFixture
+    double: Double, caplog: pytest.LogCaptureFixture, price: float, cost: str
 ) -> None:
-    double.make_cluster("tests")
+    double.make_cluster("tests", price=price)
     plan = prepare(Script(inline="sleep 60"), executor())
     one = plan.spec.members[0]
     handle = one.submit(plan)
     wait_until(lambda: one.status([handle])[0].state == AppState.RUNNING, "it runs")
     one.cancel(handle)
-    assert (
-        "cluster tests (1x(cpus=1, mem=1, ...)) is UP and costs $2.50 an hour; `sky down tests`"
-        in caplog.text
-    )
+    assert f"cluster tests (1x(cpus=1, mem=1, ...)) is UP{cost}; `sky down tests`" in caplog.text
     wait_until(lambda: one.status([handle])[0].state == AppState.CANCELLED, "it is cancelled")
 
 

@@ -108,19 +108,23 @@ def get(request: str) -> Any:  # type: ignore[no-redef]  # with what only SkyPil
 def _cluster(there: dict[str, Any]) -> Record:
     return Record(
         name=there["name"], status=Status(there["status"]), init_status_reason=there["words"],
-        last_event=None, resources_str="1x(cpus=1, mem=1, ...)", handle=_Handle(),
+        last_event=None, resources_str="1x(cpus=1, mem=1, ...)",
+        handle=_Handle(there.get("price", 1.25)),
     )  # fmt: skip
 
 
 class _Handle:
     launched_nodes = 2
 
+    def __init__(self, price: float) -> None:
+        self.price = price
+
     @property
     def launched_resources(self) -> _Handle:
         return self
 
     def get_cost(self, seconds: float) -> float:
-        return 1.25 * seconds / 3600
+        return self.price * seconds / 3600
 
 
 def _job(job: dict[str, Any]) -> Record:
