@@ -38,7 +38,9 @@ def list_(ctx: typer.Context, as_json: bool = _JSON) -> None:
 @app.command()
 def check(
     name: str = typer.Argument(
-        ..., metavar="NAME", help="A factory's name, with arguments or not, or a class's."
+        ...,
+        metavar="NAME",
+        help="A factory's name, with arguments or not, or a class's: SlurmExecutor, slurm.",
     ),
     overrides: list[str] = typer.Argument(None, metavar="[FIELD=VALUE]...", help="Fields to check it with."),
     as_json: bool = _JSON,
@@ -140,8 +142,10 @@ def _executor(text: str, overrides: Iterable[str]) -> Executor:
     from nemo_run.errors import ConfigError, NotFoundError, OverrideError
 
     use_workspaces()
-    reader, call = settings_reader(), parse_call(text)
+    reader = settings_reader()
     known = reader.choices(Executor)
+    text = _in_full(text, known)
+    call = parse_call(text)
     if call is None or call.name not in known:
         raise NotFoundError("executor", call.name if call else text, known)
     if text in built_in():
@@ -156,6 +160,13 @@ def _executor(text: str, overrides: Iterable[str]) -> Executor:
         # Fiddle adds to it which of its configs that is, with all of its arguments.
         raise ConfigError(str(exc).partition("\n\nFiddle context")[0]) from exc
     return executor
+
+
+def _in_full(text: str, known: Iterable[str]) -> str:
+    """A class of ours that is called without its `Executor`, such as `slurm`, unless something else is."""
+    if text in known:
+        return text
+    return next((name for name in built_in() if name.lower() == f"{text}executor".lower()), text)
 
 
 def _checks(executor: Executor) -> Iterator[Check]:

@@ -96,6 +96,14 @@ def test_a_factory_is_checked_with_its_arguments_and_with_fields(folder: Path) -
     assert found["python"]["found"].startswith(f"{sys.executable} is Python 3.")
 
 
+def test_our_own_executors_are_known_without_the_word_executor(folder: Path) -> None:
+    assert list(checked(folder, "local")) == list(checked(folder, "LocalExecutor")) == ["home", "python"]
+    assert "server" in wrong(checked(folder, "skypilot", code=1))
+    # A factory of that name comes first.
+    write(folder / "workspace.py", WORKSPACE.replace("def here", "def docker").replace("{job_dir}", "jobs"))
+    assert succeeded(nemo(folder, "executors", "check", "docker")).stdout.startswith("LocalExecutor")
+
+
 def test_checks_are_lines_that_people_can_read(folder: Path) -> None:
     printed = succeeded(nemo(folder, "executors", "check", "LocalExecutor")).stdout.splitlines()
     assert printed[0] == "LocalExecutor on this machine"
