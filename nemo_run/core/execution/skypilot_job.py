@@ -34,7 +34,9 @@ Record = dict[str, Any]
 _NOTE, _END, _CANCELLED = "skypilot.json", "end.json", "cancelled"
 #: What of a job's folder the nodes need.
 _TAKEN = ("task.json", "configs", "scripts")
+#: SkyPilot's words for a job that has not begun, and for one that has not ended.
 _WAITING = {"INIT", "PENDING", "SETTING_UP", "SUBMITTED", "STARTING", "RECOVERING"}
+_OPEN = _WAITING | {"RUNNING", "CANCELLING"}
 _STATES = {"SUCCEEDED": AppState.SUCCEEDED, "CANCELLED": AppState.CANCELLED}
 #: Seconds between two looks for a job whose log is waited for, and for which an API server may be away.
 _PAUSE, _PATIENCE = 1.0, 600.0
@@ -232,7 +234,7 @@ def _status_of_job(handle: JobHandle, job: Record) -> JobStatus:
     if word in _WAITING:
         said = "" if word in ("INIT", "PENDING") else job["said"] or ""
         return JobStatus(state=AppState.PENDING, message=": ".join(filter(None, (word, said))))
-    if word in ("RUNNING", "CANCELLING"):
+    if word in _OPEN:
         message = word if word == "CANCELLING" else ""
         return JobStatus(state=AppState.RUNNING, started=job["started"], message=message)
     try:
@@ -357,7 +359,7 @@ def _is_needed(experiment: Path, cluster: str) -> bool:
             return True
     with contextlib.suppress(NemoRunError):
         jobs = client().ask("look", clusters={cluster: {}})["jobs"].values()
-        return any(job["status"] in (*_WAITING, "RUNNING") for job in jobs)
+        return any(job["status"] in _OPEN for job in jobs)
     return True
 
 
@@ -442,7 +444,10 @@ def _number(handle: JobHandle, follow: bool) -> int | None:
 
 
 def _live(handle: JobHandle, number: int, follow: bool) -> Iterator[Line]:
-    """A job's lines as they come; where the connection is cut it is read again from there."""
+    """A job's lines as they come; where that stops before the job does it is read again from there.
+
+    It stops where a connection is cut, and of itself where a job takes seconds to begin.
+    """
     seen, deadline = 0, time.monotonic() + _PATIENCE
     roles = json.loads(handle.data["roles"])
     while True:
@@ -452,8 +457,15 @@ def _live(handle: JobHandle, number: int, follow: bool) -> Iterator[Line]:
                 if at >= seen:
                     seen, deadline = at + 1, time.monotonic() + _PATIENCE
                     yield line
-            return
+            if not (follow and _goes_on(handle)):
+                return
         except NemoRunError:
             if not follow or time.monotonic() > deadline:
                 raise
-            time.sleep(_PAUSE)
+        time.sleep(_PAUSE)
+
+
+def _goes_on(handle: JobHandle) -> bool:
+    """Whether SkyPilot knows of a job that has not ended."""
+    job = None if _settled(handle) else _ask([handle])["jobs"].get(handle.data["name"])
+    return job is not None and job["status"] in _OPEN

@@ -362,6 +362,23 @@ def test_a_detached_launch_waits_for_no_cluster_and_shows_skypilots_words(double
     assert list(lines) == ["(skypilot) ⚙︎ Syncing files.", "(skypilot) ⚙︎ Job submitted, ID: 1", "hello"]
 
 
+def test_following_a_job_goes_on_where_skypilot_stops_before_it_has_begun(
+    double: Double, tmp_path: Path
+) -> None:
+    double.make_cluster("tests")
+    plan = prepare(
+        Script(inline=f"echo begun; until [ -e {tmp_path}/go ]; do sleep 0.05; done; echo over"), executor()
+    )
+    one = plan.spec.members[0]
+    handle = one.submit(plan)
+    (double.folder / "impatient").touch()
+    lines = one.logs(handle, "job", follow=True)
+    assert next(lines) == "begun"
+    assert not (double.folder / "impatient").exists()
+    (tmp_path / "go").touch()
+    assert list(lines) == ["over"]
+
+
 def test_a_launch_can_be_cancelled(double: Double) -> None:
     double.hold()
     plan = prepare(Script(inline="true"), executor(cluster_name="slow"))

@@ -148,7 +148,18 @@ def tail_logs(
     cluster_name: str, job_id: int, follow: bool, preload_content: bool = True
 ) -> Iterator[str | None]:
     called("tail_logs")
-    return _tail(folder() / "jobs" / cluster_name, job_id, follow)
+    try:
+        (folder() / "impatient").unlink()
+    except FileNotFoundError:
+        return _tail(folder() / "jobs" / cluster_name, job_id, follow)
+    return iter(_GIVES_UP)
+
+
+#: What it says, and ends with, where a job takes some seconds to begin.
+_GIVES_UP = [
+    *["INFO: Waiting 1s for the logs to be written...\n"] * 5,
+    "\x1b[31mERROR: Logs for job 1 (status: INIT) does not exist after retrying 5 times.\x1b[0m\n",
+]
 
 
 def _tail(place: Path, job_id: int, follow: bool) -> Iterator[str | None]:
