@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
 import inspect
 import re
@@ -45,6 +46,12 @@ def import_executor(name: str, file_path: str | Path | None = None, call: bool =
     if kwargs:
         raise ConfigError(f"{name!r} of {path} is not called, so it takes no {', '.join(kwargs)}")
     return found
+
+
+def built_in_executors() -> list[str]:
+    """The names of our own executors' classes, which `run.executor=` knows."""
+    names = importlib.import_module("nemo_run").__all__
+    return sorted(name for name in names if name.endswith("Executor") and name != "Executor")
 
 
 def _run_file(path: Path) -> dict[str, Any]:

@@ -195,9 +195,9 @@ def _jobs(words: Sequence[str]) -> Iterator[str]:
 
 
 def _executors(words: Sequence[str]) -> Iterator[str]:
-    from nemo_run.cli.executors import built_in
+    from nemo_run.lookup import built_in_executors
 
-    yield from _names([*_fitting("executor", _executor(), _modules()), *built_in()])
+    yield from _names([*_fitting("executor", _executor(), _modules()), *built_in_executors()])
 
 
 def _fields(words: Sequence[str]) -> Iterator[str]:
@@ -359,23 +359,23 @@ def _inside(argument: Argument) -> list[Place]:
 
 def _made_by(text: str, name: str, argument: Argument, modules: list[Module]) -> Place | None:
     """The class that a factory's name stands for where an argument is set; or that of an executor of ours."""
-    from nemo_run.cli.executors import built_in
     from nemo_run.cli.source import classes, found_in
+    from nemo_run.lookup import built_in_executors
 
     word = text.partition("(")[0]
     if made := _fitting(name, argument, modules).get(word):
         return next(iter(classes(made.makes)), None)
-    return found_in("nemo_run", word, Path.cwd()) if word in built_in() else None
+    return found_in("nemo_run", word, Path.cwd()) if word in built_in_executors() else None
 
 
 def _values(name: str, argument: Argument, modules: list[Module]) -> Iterator[str]:
-    from nemo_run.cli.executors import built_in
     from nemo_run.cli.source import classes, values
+    from nemo_run.lookup import built_in_executors
 
     yield from values(argument)
     yield from _fitting(name, argument, modules)
     if any(place.name == "Executor" for place in classes(argument)):
-        yield from built_in()
+        yield from built_in_executors()
 
 
 def _fitting(name: str, argument: Argument, modules: list[Module]) -> dict[str, Made]:

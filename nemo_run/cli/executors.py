@@ -28,10 +28,11 @@ def list_(ctx: typer.Context, as_json: bool = _JSON) -> None:
     from nemo_run.cli.factories import REGISTRY
     from nemo_run.cli.workspace import use_workspaces
     from nemo_run.core.execution.base import Executor
+    from nemo_run.lookup import built_in_executors
 
     use_workspaces()
     rows = [_row(found) for found in REGISTRY.fitting(Executor).values()]
-    rows += [{"name": name, "makes": name, "where": "built in"} for name in built_in()]
+    rows += [{"name": name, "makes": name, "where": "built in"} for name in built_in_executors()]
     _print(rows, as_json)
 
 
@@ -111,15 +112,6 @@ def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
     print_rows(list(rows[0]), [list(row.values()) for row in rows])
 
 
-def built_in() -> list[str]:
-    """The names of our own executors' classes."""
-    from importlib import import_module
-
-    return sorted(
-        name for name in import_module("nemo_run").__all__ if name.endswith("Executor") and name != "Executor"
-    )
-
-
 # --- checking -------------------------------------------------------------------------------------------
 
 
@@ -140,6 +132,7 @@ def _executor(text: str, overrides: Iterable[str]) -> Executor:
     from nemo_run.config import configured
     from nemo_run.core.execution.base import Executor
     from nemo_run.errors import ConfigError, NotFoundError, OverrideError
+    from nemo_run.lookup import built_in_executors
 
     use_workspaces()
     reader = settings_reader()
@@ -148,7 +141,7 @@ def _executor(text: str, overrides: Iterable[str]) -> Executor:
     call = parse_call(text)
     if call is None or call.name not in known:
         raise NotFoundError("executor", call.name if call else text, known)
-    if text in built_in():
+    if text in built_in_executors():
         made = configured(getattr(import_module("nemo_run"), text).bare())
     else:
         made = reader.read(text, Executor)
@@ -164,9 +157,11 @@ def _executor(text: str, overrides: Iterable[str]) -> Executor:
 
 def _in_full(text: str, known: Iterable[str]) -> str:
     """A class of ours that is called without its `Executor`, such as `slurm`, unless something else is."""
+    from nemo_run.lookup import built_in_executors
+
     if text in known:
         return text
-    return next((name for name in built_in() if name.lower() == f"{text}executor".lower()), text)
+    return next((name for name in built_in_executors() if name.lower() == f"{text}executor".lower()), text)
 
 
 def _checks(executor: Executor) -> Iterator[Check]:

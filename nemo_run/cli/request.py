@@ -24,19 +24,8 @@ from nemo_run.cli.values import Reader
 from nemo_run.config import Config, Partial, configured
 from nemo_run.core.execution.base import Executor
 from nemo_run.errors import ConfigError, NemoRunError, OverrideError, suggestion
+from nemo_run.lookup import built_in_executors
 from nemo_run.run.plugin import Plugin
-
-#: Our own executors, which `run.executor=` knows by their classes' names.
-EXECUTORS = (
-    "DockerExecutor",
-    "KubernetesExecutor",
-    "LocalExecutor",
-    "SkypilotExecutor",
-    "SkypilotJobsExecutor",
-    "SlurmExecutor",
-    "TorchXExecutor",
-    "VertexExecutor",
-)
 
 
 @dataclass
@@ -79,13 +68,13 @@ class _ExecutorReader(FactoryReader):
         return _ExecutorReader(self.registry, owner, argument)
 
     def choices(self, kind: Any) -> list[str]:
-        return [*super().choices(kind), *(EXECUTORS if kind is Executor else ())]
+        return [*super().choices(kind), *(built_in_executors() if kind is Executor else ())]
 
     def made(self, text: str, kind: Any) -> list[Any]:
         if made := super().made(text, kind):
             return made
         call = parse_call(text)
-        if kind is not Executor or call is None or call.name not in EXECUTORS:
+        if kind is not Executor or call is None or call.name not in built_in_executors():
             return []
         from importlib import import_module
 

@@ -452,12 +452,13 @@ def _live(handle: JobHandle, number: int, follow: bool) -> Iterator[Line]:
     roles = json.loads(handle.data["roles"])
     while True:
         chunks = client().stream("lines", cluster=handle.data["cluster"], job=number, follow=follow)
+        log = Log(roles)
         try:
-            for at, line in enumerate(Log(roles).read(chunks)):
+            for at, line in enumerate(log.read(chunks)):
                 if at >= seen:
                     seen, deadline = at + 1, time.monotonic() + _PATIENCE
                     yield line
-            if not (follow and _goes_on(handle)):
+            if not follow or log.ends or not _goes_on(handle):
                 return
         except NemoRunError:
             if not follow or time.monotonic() > deadline:
