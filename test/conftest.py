@@ -7,8 +7,11 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import kubes
 import pytest
+
+pytest.register_assert_rewrite("contracts")  # before they are imported, so that they say what differs
+
+import kubes
 import skies
 from dockers import Containers, running_registry, skip_without_engine, stop_keepers
 from kubes import Namespace

@@ -182,28 +182,41 @@ def any_ended(tunnel: Tunnel, handles: Sequence[JobHandle]) -> bool:
 def look(tunnel: Tunnel, handles: Sequence[JobHandle]) -> list[JobStatus]:
     """One status each: from the job's own word, the queue, the accounting, in this order."""
     words = read_words(tunnel, handles)
-    found = {key: status for key, word in words.items() if (status := word.final)}
-    rest, problem = [handle for handle in handles if handle.id not in found], ""
+    rest = [handle for handle in handles if not words[handle.id].final]
+    seen, accounted, problem = _ask_slurm(tunnel, rest)
+    if not problem:
+        # A job may end between its word and Slurm's; by now its last word is there.
+        over = [handle for handle in rest if not _goes_on(seen.get(handle.data["job"], []))]
+        words |= read_words(tunnel, over) if over else {}
+    found = []
+    for handle in handles:
+        word, parts = words[handle.id], seen.get(handle.data["job"], [])
+        if not (status := word.final):
+            parts = _with_own_words(tunnel, handle, parts)
+            status = word.fill(as_one(parts)) if parts else _unseen(word, problem, accounted)
+        found.append(status)
+    return found
+
+
+def _ask_slurm(
+    tunnel: Tunnel, handles: Sequence[JobHandle]
+) -> tuple[dict[str, list[Seen]], dict[str, list[Seen]], str]:
+    """What Slurm says of each job, all that its accounting says, and why it could not be asked."""
     seen: dict[str, list[Seen]] = {}
     answer: dict[str, list[Seen]] = {}
     for ask in (_ask_queue, _sacct):
         asked = [
-            h.data["job"] for h in rest if not _is_settled(h, seen.get(h.data["job"], []), ask is _sacct)
+            h.data["job"] for h in handles if not _is_settled(h, seen.get(h.data["job"], []), ask is _sacct)
         ]
         try:
             answer = ask(tunnel, asked) if asked else {}
         except TunnelError as exc:
             # Without the queue there is no telling whether a job that has ended will run again.
-            problem, answer = str(exc), {}
-            break
+            return seen, {}, str(exc)
         for number in asked:
             if parts := parts_of(answer, number):
                 seen[number] = _together(seen.get(number, []), parts, ends_alone=ask is _sacct)
-    for handle in rest:
-        parts = _with_own_words(tunnel, handle, seen.get(handle.data["job"], []))
-        word = words[handle.id]
-        found[handle.id] = word.fill(as_one(parts)) if parts else _unseen(word, problem, answer)
-    return [found[handle.id] for handle in handles]
+    return seen, answer, ""
 
 
 def _ask_queue(tunnel: Tunnel, numbers: Sequence[str]) -> dict[str, list[Seen]]:
@@ -214,8 +227,11 @@ def _is_settled(handle: JobHandle, parts: Sequence[Seen], asked: bool) -> bool:
     """Whether the queue has said enough of a job: all of it, or that some of it goes on."""
     if not asked or not parts:
         return False
-    goes_on = any(part.meaning not in TERMINAL for part in parts)
-    return goes_on or len(parts) >= _count(handle)
+    return _goes_on(parts) or len(parts) >= _count(handle)
+
+
+def _goes_on(parts: Sequence[Seen]) -> bool:
+    return any(part.meaning not in TERMINAL for part in parts)
 
 
 def _count(handle: JobHandle) -> int:
@@ -233,7 +249,7 @@ def _together(known: list[Seen], parts: Sequence[Seen], *, ends_alone: bool) -> 
 
 def _with_own_words(tunnel: Tunnel, handle: JobHandle, parts: list[Seen]) -> list[Seen]:
     """Of an array's tasks also what they say themselves: exit codes, and ends that Slurm has forgotten."""
-    if not handle.data["array"] or any(part.meaning not in TERMINAL for part in parts):
+    if not handle.data["array"] or _goes_on(parts):
         return parts
     by_name = {part.part: part for part in parts}
     paths = {f"{handle.data['folder']}/end_{name}.json": name for name in indices(handle.data["array"])}

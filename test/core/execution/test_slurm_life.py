@@ -8,7 +8,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,8 +22,10 @@ from ports import take_ports
 from slurms import Cluster
 
 import nemo_run as run
+from nemo_run.core.execution import slurm_job
 from nemo_run.core.execution.base import TERMINAL, AppState, Executor, JobHandle, JobStatus
 from nemo_run.core.execution.slurm import SlurmExecutor
+from nemo_run.core.tunnel.local import LocalTunnel
 from nemo_run.errors import JobFailedError, SubmitError, TunnelError
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -311,6 +313,34 @@ def test_a_job_whose_node_fails_is_queued_again(slurm: Cluster, tmp_path: Path) 
     until(job, AppState.RUNNING)
     (tmp_path / "go").touch()
     assert ended(*job).state == AppState.SUCCEEDED
+
+
+@dataclass(kw_only=True)
+class Tardy(LocalTunnel):
+    """A tunnel through which Slurm is asked only once a job has ended."""
+
+    go: str
+    cluster: Cluster
+
+    def run(self, command: Any, **options: Any) -> Any:
+        if "squeue" in command:
+            Path(self.go).touch()
+            wait_until(lambda: not self.cluster.call("squeue", "-h", "-t", "R,CG"), "it has ended", 60)
+        return super().run(command, **options)
+
+
+@pytest.mark.parametrize("cluster", ["slurm", "bare_slurm"])
+def test_a_job_that_ends_while_it_is_looked_at_has_its_own_last_word(
+    cluster: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    slurm: Cluster = request.getfixturevalue(cluster)
+    text = f"touch {tmp_path}/begun; until [ -e {tmp_path}/go ]; do sleep 0.1; done; exit 4"
+    _, handle = submit(run.Script(inline=text))
+    wait_until((tmp_path / "begun").exists, "it runs", 60)
+    [status] = slurm_job.look(Tardy(go=f"{tmp_path}/go", cluster=slurm), [handle])
+    assert (status.state, status.exit_code, status.message) == (AppState.FAILED, 4, "exit code 4")
+    assert status.started
+    assert status.ended
 
 
 def test_a_job_whose_node_is_only_taken_for_dead_has_not_succeeded(slurm: Cluster) -> None:

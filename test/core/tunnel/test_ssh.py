@@ -129,7 +129,7 @@ def test_a_command_that_is_cut_off_is_not_run_again(
 ) -> None:
     count = tmp_path / "count"
     ended = started(lambda: tunnel.run(["sh", "-c", f"echo x >> '{count}'; exec sleep 100"]))
-    until(count.exists)
+    until(lambda: count.exists() and count.read_text())
     assert sshd.cut() >= 1
     with pytest.raises(TunnelError, match="nobody can say whether it was carried out") as caught:
         ended()
@@ -142,7 +142,7 @@ def test_a_command_that_may_run_twice_is_run_again(sshd: Sshd, tunnel: run.SSHTu
     count = tmp_path / "count"
     script = f"echo x >> '{count}'; [ $(wc -l < '{count}') -ge 2 ] || exec sleep 100; echo done"
     ended = started(lambda: tunnel.run(["sh", "-c", script], retry=True))
-    until(count.exists)
+    until(lambda: count.exists() and count.read_text())
     assert sshd.cut() >= 1
     assert ended().text == "done\n"
     assert count.read_text() == "x\nx\n"
