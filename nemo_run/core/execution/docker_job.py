@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import io
 import itertools
 import json
 import os
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -36,23 +33,29 @@ from nemo_run.core.execution.docker_engine import (
     EngineRefusal,
     connect,
 )
+from nemo_run.core.execution.docker_files import (
+    FETCHED,
+    RUNDIR,
+    folder_archive,
+    secrets_of,
+    start_archive,
+    to_mask,
+    values_of,
+)
+from nemo_run.core.execution.docker_state import (
+    container_name,
+    decide,
+    ended_as,
+    member_of,
+    outcome_in,
+    until_due,
+)
 from nemo_run.core.logfile import read_lines
-from nemo_run.core.masking import mask_chunks, worth_masking
+from nemo_run.core.masking import mask_chunks
 from nemo_run.core.packaging.image import Image
 from nemo_run.core.process import start_time, this_host
 from nemo_run.core.records import read_record
 from nemo_run.errors import ConfigError, SubmitError
-from nemo_run.secret import Secret
-from nemo_run.shell import Expand, exports, join
-
-#: The job's folder as its task sees it.
-RUNDIR = "/nemo_run"
-#: What starts a task whose words an Engine cannot be told: it is put into the container and removes itself.
-START = "/.nemo_run/start"
-#: Where its Python finds nemo_run: the package that launched, so that none has to be in the image.
-LIBRARY, PACKAGE = "/.nemo_run/lib", Path(runner.__file__).parents[1]
-#: What a job needs of its folder where the Engine does not see that, and what is fetched from it at the end.
-TAKEN, FETCHED = ("code", "scripts", "configs", "task.json"), ("results", "artifacts")
 
 Record = dict[str, Any]
 
@@ -104,7 +107,7 @@ class DockerJob:
                 ensure_built(engine, image, self.job_dir / "build.log")
             else:
                 engine.require_image(role["kwargs"]["image"])
-        self._values |= _values(request, self._values)
+        self._values |= values_of(request, self._values)
         with self._alone():
             if (end := self.end()) and end["token"] == request["token"]:
                 return
@@ -171,40 +174,9 @@ class DockerJob:
         else:
             engine.create(kwargs)
         if not record["request"]["same_files"]:
-            engine.put(name, self._folder_archive(role["kwargs"]["user"]))
+            engine.put(name, folder_archive(self.job_dir, role["kwargs"]["user"]))
         if role["start"]:
-            engine.put(name, _start_archive(role["start"], _values(record["request"], self._values)))
-
-    def _folder_archive(self, user: str) -> Iterator[bytes]:
-        """The job's folder, less what comes of it, as a tar that grows as it is read."""
-        uid, gid = _numbers(user)
-
-        def owned(member: tarfile.TarInfo) -> tarfile.TarInfo:
-            member.uid, member.gid, member.uname, member.gname = uid, gid, "", ""
-            return member
-
-        def sources(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-            return None if member.name.endswith("__pycache__") else member
-
-        def fill() -> None:
-            with (
-                contextlib.suppress(BrokenPipeError),  # whoever read this has had enough of it
-                os.fdopen(sink, "wb") as file,
-                tarfile.open(fileobj=file, mode="w|") as archive,
-            ):
-                archive.add(PACKAGE, f"{LIBRARY[1:]}/nemo_run", filter=sources)
-                archive.addfile(owned(_folder(RUNDIR[1:], 0o755)))
-                for name in FETCHED:
-                    archive.addfile(owned(_folder(f"{RUNDIR[1:]}/{name}", 0o700)))
-                for name in TAKEN:
-                    if (path := self.job_dir / name).exists():
-                        archive.add(path.resolve(), f"{RUNDIR[1:]}/{name}", filter=owned)
-
-        source, sink = os.pipe()
-        threading.Thread(target=fill, daemon=True).start()
-        with os.fdopen(source, "rb") as file:
-            while chunk := file.read(1 << 18):
-                yield chunk
+            engine.put(name, start_archive(role["start"], values_of(record["request"], self._values)))
 
     # --- going on ---------------------------------------------------------------------------------------
 
@@ -232,15 +204,15 @@ class DockerJob:
     def _step(self, engine: Engine, record: Record) -> JobStatus | None:
         """One step; a status where there is nothing more to do now."""
         if record["phase"] == "creating" and record["stopping"]:
-            return self._finish(engine, record, {}, _plain(record["stopping"]))
+            return self._finish(engine, record, {}, outcome_in(record["stopping"]))
         if record["phase"] != "started":
             try:
                 self._launch(engine, record)
             except EngineRefusal as exc:
-                return self._finish(engine, record, {}, _outcome("FAILED", 126, f"cannot be started: {exc}"))
+                return self._finish(engine, record, {}, ended_as("FAILED", 126, f"cannot be started: {exc}"))
         roles = record["request"]["roles"]
         members = {
-            role["name"]: _member(engine.inspect(container_name(record, role)), engine) for role in roles
+            role["name"]: member_of(engine.inspect(container_name(record, role)), engine) for role in roles
         }
         decision = decide(record, members, time.time())
         if "signal" in decision:
@@ -268,11 +240,11 @@ class DockerJob:
             and record["attempt"] <= record["request"]["retries"]
         )
         try:
-            secrets = _values(record["request"], self._values)
+            secrets = values_of(record["request"], self._values)
         except ConfigError as exc:  # the containers stay for whoever can read them
             waiting = JobStatus(state=AppState.PENDING, message=f"its next attempt waits: {exc}")
             return waiting if again else from_end(end)
-        self._keep_what_came_of_it(engine, record, _to_mask(secrets))
+        self._keep_what_came_of_it(engine, record, to_mask(secrets))
         attempts = [*record["attempts"], {key: value for key, value in end.items() if key != "token"}]
         if again:
             record |= {"attempt": record["attempt"] + 1, "attempts": attempts}
@@ -323,7 +295,7 @@ class DockerJob:
             raise SubmitError(f"cannot cancel it: {status.message}")
         with self._alone():
             if (record := self.record()) and (record["stopping"] or {}).get("state") != "CANCELLED":
-                record["stopping"] = _outcome("CANCELLED", 143, "cancelled") | {"since": None}
+                record["stopping"] = ended_as("CANCELLED", 143, "cancelled") | {"since": None}
                 self._write(record)
         if self.tend().state not in TERMINAL:
             self.ensure_keeper()
@@ -368,7 +340,7 @@ class DockerJob:
                     engine = connect(record["request"]["url"])
                     if record["request"]["monitor_resources"] and record["phase"] == "started":
                         usage.sample(engine, record, self.job_dir)
-                    engine.await_news(_until_due(record, time.time()))
+                    engine.await_news(until_due(record, time.time()))
                 except SubmitError as exc:
                     print(f"{time.ctime()}: {exc}", file=sys.stderr, flush=True)
                     time.sleep(1.0)
@@ -422,7 +394,7 @@ class DockerJob:
         name = next(
             container_name(record, each) for each in record["request"]["roles"] if each["name"] == role
         )
-        secrets = _to_mask(_values(record["request"], self._values))
+        secrets = to_mask(values_of(record["request"], self._values))
         chunks = connect(record["request"]["url"]).log(name, follow=follow)
         return mask_chunks(chunks, secrets) if secrets else chunks
 
@@ -440,14 +412,8 @@ def needs_keeper(request: Record) -> bool:
         or request["retries"]
         or request["monitor_resources"]
         or len(request["roles"]) > 1
-        or any(_sources(request))
+        or any(secrets_of(request))
     )
-
-
-def container_name(record: Record, role: Record) -> str:
-    """The same name for every try at the same attempt: the Engine refuses a second container of it."""
-    name = str(role["kwargs"]["name"])
-    return name if record["attempt"] == 1 else f"{name}.attempt{record['attempt']}"
 
 
 def from_end(end: Mapping[str, Any]) -> JobStatus:
@@ -458,187 +424,6 @@ def from_end(end: Mapping[str, Any]) -> JobStatus:
 
 def _labels(request: Record) -> dict[str, str]:
     return {TOKEN: request["token"], JOB_DIR: request["job_dir"]}
-
-
-# --- deciding -------------------------------------------------------------------------------------------
-
-
-def decide(record: Record, members: Mapping[str, Record], now: float) -> Record:
-    """What is to be done next: nothing, a `signal` (with what is then `stopping`), or the `outcome` is known.
-
-    Args:
-        record: What was asked for and how far it has come.
-        members: By role, what `_member` made of its container.
-        now: The time.
-    """
-    request, stopping = record["request"], record["stopping"]
-    running = any(member["running"] for member in members.values())
-    if not running and stopping:
-        return {"outcome": _plain(stopping)}
-    failures = [(member["finished"] or now, name) for name, member in members.items() if member["failure"]]
-    failure = None
-    if failures:
-        name = min(failures)[1]
-        who = f"{name}: " if len(members) > 1 else ""
-        failure = _outcome("FAILED", members[name]["exit_code"], who + members[name]["failure"])
-    if not running:
-        return {"outcome": failure or _outcome("SUCCEEDED", 0, "")}
-    if not stopping:
-        due = request["timeout"] and now >= record["started"] + request["timeout"]
-        late = f"TIMEOUT: ran longer than {request['timeout'] or 0:g} s"
-        stopping = failure or (_outcome("FAILED", 124, late) if due else None)
-    if not stopping:
-        return {}
-    if not stopping.get("since"):
-        return {"signal": "SIGTERM", "stopping": stopping | {"since": now}}
-    if now >= stopping["since"] + request["grace"]:
-        return {"signal": "SIGKILL", "stopping": stopping}
-    return {}
-
-
-def is_due(record: Record, running: set[str]) -> bool:
-    """Whether a job needs a closer look than that these containers of it run."""
-    if record["phase"] != "started" or record["stopping"]:
-        return True
-    if record["request"]["timeout"] and time.time() >= record["started"] + record["request"]["timeout"]:
-        return True
-    return any(container_name(record, role) not in running for role in record["request"]["roles"])
-
-
-def _until_due(record: Record, now: float) -> float:
-    """Seconds until something is to be done, as far as the clock decides that."""
-    due = [now + 5.0]
-    if record["stopping"]:
-        due.append((record["stopping"]["since"] or now) + record["request"]["grace"])
-    elif record["request"]["timeout"] and record["started"]:
-        due.append(record["started"] + record["request"]["timeout"])
-    if record["request"]["monitor_resources"]:
-        due.append(now + 1.0)
-    return max(0.01, min(due) - now)
-
-
-def _outcome(state: str, exit_code: int | None, message: str) -> Record:
-    return {"state": state, "exit_code": exit_code, "message": message}
-
-
-def _plain(stopping: Record) -> Record:
-    return {key: stopping[key] for key in ("state", "exit_code", "message")}
-
-
-def _member(there: Record | None, engine: Engine) -> Record:
-    """What the Engine tells of a container, as far as it matters here."""
-    if there is None:
-        gone = {"failure": "its container was removed before its end was recorded"}
-        return {"running": False, "exit_code": None, "finished": None, **gone}
-    state = there["State"]
-    if state["Status"] not in ("exited", "dead"):
-        return {"running": True, "exit_code": None, "finished": None, "failure": ""}
-    failure = _failure(there, engine) if state["ExitCode"] else ""
-    finished = seconds(state["FinishedAt"])
-    return {"running": False, "exit_code": state["ExitCode"], "finished": finished, "failure": failure}
-
-
-def _failure(there: Record, engine: Engine) -> str:
-    state, code = there["State"], there["State"]["ExitCode"]
-    limit, started = there["HostConfig"]["Memory"], seconds(state["StartedAt"])
-    if state["OOMKilled"] or (limit and code == 137 and engine.saw_too_much_memory(there["Id"], started)):
-        over = f"used more than its limit of {limit / 2**20:.0f} MiB" if limit else "the machine had no more"
-        return f"OUT_OF_MEMORY: {over}"
-    if state["Error"]:
-        return f"exit code {code}: {state['Error']}"
-    said = f"killed by {_signal_name(code)}" if _signal_name(code) else f"exit code {code}"
-    # An Engine ends its containers when it stops, and after a crash when it starts again.
-    restarted = code in (137, 143, 255) and seconds(state["FinishedAt"]) <= seconds(engine.started())
-    return f"{said}; the Engine has been restarted since it ran" if restarted else said
-
-
-def _signal_name(code: int) -> str:
-    import signal
-
-    try:
-        return signal.Signals(code - 128).name
-    except ValueError:
-        return ""
-
-
-def seconds(time_text: str) -> float:
-    """Seconds since the epoch, of a time as Docker writes it; 0 for none."""
-    whole, _, rest = time_text.removesuffix("Z").partition(".")
-    try:
-        return datetime.fromisoformat(f"{whole}.{rest[:6]:0<6}+00:00").timestamp()
-    except ValueError:
-        return 0.0
-
-
-# --- secrets and other words ----------------------------------------------------------------------------
-
-
-def written(value: Any) -> Any:
-    """A word or variable's value as JSON: secrets by where they are found."""
-    if isinstance(value, Secret):
-        return {"_secret_": value.source()}
-    return {"_expand_": str(value)} if isinstance(value, Expand) else value
-
-
-def _sources(request: Record) -> Iterator[Secret]:
-    for role in request["roles"]:
-        for value in (role["start"] or {"env": {}})["env"].values():
-            if isinstance(value, dict) and "_secret_" in value:
-                yield Secret.from_source(value["_secret_"])
-
-
-def _values(request: Record, known: Mapping[str, str]) -> dict[str, str]:
-    """The values of all secrets of a job by their names; each is read once.
-
-    Raises:
-        ConfigError: one cannot be read here.
-    """
-    values = dict(known)
-    for secret in _sources(request):
-        if secret.name not in values:
-            values[secret.name] = secret.resolve()
-    return values
-
-
-def _to_mask(values: Mapping[str, str]) -> list[bytes]:
-    return [os.fsencode(value) for value in worth_masking(values.values())]
-
-
-def _start_archive(start: Record, values: Mapping[str, str]) -> bytes:
-    """A script that sets what no Engine is told, removes itself and becomes the task; as a tar.
-
-    It lies in the container's own layer, never in the job's folder. Whom the task runs as may be a name of
-    the image's, so that everybody in there may read and remove it.
-    """
-
-    def read(value: Any) -> str:
-        if isinstance(value, dict) and "_secret_" in value:
-            return values[Secret.from_source(value["_secret_"]).name]
-        return Expand(value["_expand_"]) if isinstance(value, dict) else str(value)
-
-    env = {name: read(value) for name, value in start["env"].items()}
-    argv = [read(word) for word in start["argv"]]
-    given = '"$@" ' if start.get("follow") else ""  # an image's ENTRYPOINT
-    text = f"rm -f {START} || exit 126\n{exports(env)}exec {given}{join(argv)}\n"
-    data = text.encode(errors="surrogateescape")
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        archive.addfile(_folder(os.path.dirname(START)[1:], 0o777))
-        member = tarfile.TarInfo(START[1:])
-        member.size, member.mode = len(data), 0o644
-        archive.addfile(member, io.BytesIO(data))
-    return packed.getvalue()
-
-
-def _folder(name: str, mode: int) -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)
-    member.type, member.mode = tarfile.DIRTYPE, mode
-    return member
-
-
-def _numbers(user: str) -> tuple[int, int]:
-    uid, _, gid = user.partition(":")
-    return (int(uid), int(gid or 0)) if uid.isdigit() and (gid or "0").isdigit() else (0, 0)
 
 
 # --- logs and use ---------------------------------------------------------------------------------------

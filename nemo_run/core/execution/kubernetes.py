@@ -22,14 +22,7 @@ from nemo_run.core.execution.base import (
 from nemo_run.core.execution.checks import check_whole_job, parse_bytes, take_second_spelling
 from nemo_run.core.execution.kubernetes_checks import check_fields
 from nemo_run.core.execution.kubernetes_client import Place, connect, locate, namespace_of
-from nemo_run.core.execution.kubernetes_manifest import (
-    LIBRARY,
-    RUNDIR,
-    as_text,
-    base_name,
-    digest,
-    render,
-)
+from nemo_run.core.execution.kubernetes_manifest import as_text, base_name, digest, render
 from nemo_run.core.execution.kubernetes_nodes import (
     GPU_LABEL,
     TPU_RESOURCE,
@@ -37,6 +30,7 @@ from nemo_run.core.execution.kubernetes_nodes import (
     quantity,
     tpu_selector,
 )
+from nemo_run.core.execution.kubernetes_start import LIBRARY, RUNDIR
 from nemo_run.core.packaging.base import Packager
 from nemo_run.core.packaging.git import GitArchivePackager
 from nemo_run.core.packaging.image import ImagePackager

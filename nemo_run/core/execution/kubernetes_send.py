@@ -14,7 +14,8 @@ from typing import Any
 
 from nemo_run.core import runner
 from nemo_run.core.execution.kubernetes_client import ApiError, Cluster, Place, absent_is_fine, path_of
-from nemo_run.core.execution.kubernetes_manifest import JOB_FILE, LIBRARY_FILE, START, TOKEN
+from nemo_run.core.execution.kubernetes_manifest import TOKEN
+from nemo_run.core.execution.kubernetes_start import JOB_FILE, LIBRARY_FILE, START
 from nemo_run.errors import ConfigError
 from nemo_run.secret import Secret
 
