@@ -221,15 +221,19 @@ def gc(as_json: bool = _JSON) -> None:
     """Remove code no experiment needs, and what killed processes left."""
     from nemo_run.run.packages import collect_packages
     from nemo_run.run.store import collect_garbage
+    from nemo_run.xm_local.packaging.binaries import collect_binaries
 
     removed = collect_garbage()
     packages, left = collect_packages()
-    removed += left
+    binaries, half_made = collect_binaries()
+    removed += left + half_made
     if as_json:
-        return print_json([str(path) for path in (*removed, *packages)])
+        return print_json([str(path) for path in (*removed, *packages, *binaries)])
     typer.echo(f"Removed {len(removed)} unfinished folder{'' if len(removed) == 1 else 's'}.")
     if packages:
         typer.echo(f"Removed {len(packages)} unneeded package{'' if len(packages) == 1 else 's'} of code.")
+    if binaries:
+        typer.echo(f"Removed {len(binaries)} unneeded program{'' if len(binaries) == 1 else 's'}.")
 
 
 def _show_diff(store: Store, as_json: bool) -> None:

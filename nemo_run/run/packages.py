@@ -151,12 +151,16 @@ def collect_packages() -> tuple[list[Path], list[Path]]:
         StoreError: a record cannot be read, so that nobody knows what it names.
     """
     home = get_nemorun_home()
-    return collect(home, _needed(home))
+    return collect(packages_dir(home), {_key(path / PACKAGE) for path in job_dirs(home)})
 
 
-def _needed(home: Path) -> set[str]:
-    jobs = _folders(home / "experiments", depth=3)
-    return {_key(path / PACKAGE) for path in jobs}
+def job_dirs(home: Path) -> Iterator[Path]:
+    """The folders of all jobs, less those that go meanwhile.
+
+    Raises:
+        StoreError: one cannot be looked into, so that nobody knows what its jobs name.
+    """
+    return _folders(home / "experiments", depth=3)
 
 
 def _folders(folder: Path, depth: int) -> Iterator[Path]:

@@ -10,20 +10,23 @@ import socket
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from contracts.executor import HOSTILE, SHOW
+from deeds import nemo
 from hypothesis import given
 from hypothesis import strategies as st
 from tasks import hexed
 
-from nemo_run import xm
+from nemo_run import xm, xm_local
 from nemo_run.errors import ConfigError, NemoRunError, PackagingError, UnsupportedError
 from nemo_run.xm_local.executables import ContainerImage, LocalBinary
 from nemo_run.xm_local.packaging import package
+from nemo_run.xm_local.packaging.binaries import keep
 from nemo_run.xm_local.packaging.context import Context, build_files, project_files
 from nemo_run.xm_local.packaging.dockerfile import (
     completed,
@@ -480,3 +483,40 @@ def test_names_to_push_by(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [untagged(each) for each in ("a:5000/b:1", "a:5000/b", "a", "a@sha256:00")] == [
         "a:5000/b", "a:5000/b", "a", "a",
     ]  # fmt: skip
+
+
+# --- kept programs --------------------------------------------------------------------------------------
+
+
+def program(folder: Path, text: str) -> Path:
+    """A copy, a week and a day old, of a program that says something."""
+    source = folder / "program"
+    source.write_text(f"#!/bin/sh\necho {text}\n")
+    source.chmod(0o755)
+    kept = keep(source)
+    os.utime(kept.parent, (time.time() - 8 * 24 * 3600,) * 2)
+    return kept
+
+
+def test_a_kept_program_goes_once_no_experiment_names_it(tmp_path: Path, home: Path) -> None:
+    needed, unneeded, again = (program(tmp_path, text) for text in ("needed", "unneeded", "again"))
+    with xm_local.create_experiment("runs") as experiment:
+        [executable] = experiment.package([xm.binary(xm_local.Local.Spec(), path=str(needed))])
+        experiment.add(xm.Job(executable=executable, executor=xm_local.Local()))
+    assert keep(tmp_path / "program") == again  # packaged a moment ago: its job may be recorded soon
+    (dead := home / "binaries" / ".new-killed").mkdir()
+    os.utime(dead, (0, 0))
+    assert json.loads(nemo("gc", "--json").stdout) == [str(dead), str(unneeded.parent)]
+    assert {path.parent for path in (home / "binaries").rglob("program")} == {needed.parent, again.parent}
+    assert nemo("experiment", "delete", "-y", "runs").returncode == 0
+    assert nemo("gc").stdout == "Removed 0 unfinished folders.\nRemoved 1 unneeded program.\n"
+    assert [path.parent for path in (home / "binaries").rglob("program")] == [again.parent]
+
+
+def test_no_program_goes_while_it_is_unknown_which_are_needed(tmp_path: Path, home: Path) -> None:
+    kept = program(tmp_path, "needed")
+    (folder := home / "experiments" / "runs" / "runs_1" / "1").mkdir(parents=True)
+    (folder / "task.json").mkdir()
+    done = nemo("gc")
+    assert (done.returncode, kept.exists()) == (1, True)
+    assert f"cannot read {folder}/task.json" in done.stderr

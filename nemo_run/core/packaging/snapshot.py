@@ -268,25 +268,26 @@ def _folders(top: str) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
 # --- collecting -----------------------------------------------------------------------------------------
 
 
-def collect(home: Path, needed: set[str]) -> tuple[list[Path], list[Path]]:
-    """Remove packages that nobody needs, and what killed makers and removers left behind.
+def collect(folder: Path, needed: set[str], in_use: float = _IN_USE) -> tuple[list[Path], list[Path]]:
+    """Remove what nobody needs of a folder, by its name, and what killed makers and removers left behind.
 
-    A package that was made or taken again in the last hour stays: the records of who did may yet appear.
+    What was made or taken again a short while ago stays: the records of who did may yet appear.
 
     Args:
-        home: Where packages are kept.
-        needed: Keys of the packages that experiments name.
+        folder: Where packages are kept, or other things by what is in them.
+        needed: Names of those that experiments name.
+        in_use: Seconds for which one stays that nobody names.
 
     Returns:
-        The packages, and the left-overs, that are gone now.
+        What was unneeded, and the left-overs, that are gone now.
     """
     unneeded, left = [], []
-    for path in _entries(packages_dir(home)):
-        if path.name.startswith(_TRASH) or (path.name.startswith(_NEW) and _idle(path)):
+    for path in _entries(folder):
+        if path.name.startswith(_TRASH) or (path.name.startswith(_NEW) and _idle(path, _IN_USE)):
             left.append(path)
             shutil.rmtree(path, ignore_errors=True)
-        elif not path.name.startswith(".") and path.name not in needed and _idle(path):
-            _remove(path)
+        elif not path.name.startswith(".") and path.name not in needed and _idle(path, in_use):
+            _remove(path, in_use)
             unneeded += [] if path.exists() else [path]
     return unneeded, left
 
@@ -298,19 +299,19 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
-def _idle(path: Path) -> bool:
+def _idle(path: Path, in_use: float) -> bool:
     try:
-        return time.time() - path.stat().st_mtime > _IN_USE
+        return time.time() - path.stat().st_mtime > in_use
     except FileNotFoundError:
         return False
 
 
-def _remove(path: Path) -> None:
+def _remove(path: Path, in_use: float) -> None:
     """At once by a rename, then file by file, so that nobody takes half of it."""
     trash = path.with_name(f"{_TRASH}{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
     with contextlib.suppress(FileNotFoundError):
         path.rename(trash)
-    if not _idle(trash):  # a launch has taken it between our look and the rename
+    if not _idle(trash, in_use):  # a launch has taken it between our look and the rename
         with contextlib.suppress(OSError):
             trash.rename(path)
     shutil.rmtree(trash, ignore_errors=True)

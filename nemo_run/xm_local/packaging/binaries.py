@@ -5,17 +5,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from nemo_run.errors import PackagingError
-from nemo_run.home import open_home
+from nemo_run.core.packaging.snapshot import collect
+from nemo_run.errors import PackagingError, StoreError
+from nemo_run.home import get_nemorun_home, open_home
+from nemo_run.run.packages import job_dirs
 from nemo_run.xm.errors import BadValueError
 from nemo_run.xm.jobs import ExecutorSpec
 from nemo_run.xm.utils import launch_dir
 from nemo_run.xm_local.specs import LocalSpec
+
+#: How a record names a copy.
+_KEPT = re.compile(r"/binaries/([0-9a-f]{32})/")
+#: Seconds from the moment a program is packaged until a job of it is recorded: a launch script that adds one
+#: job after another may come to it late.
+_IN_USE = 7 * 24 * 3600.0
 
 
 def places(path: str) -> list[Path]:
@@ -62,13 +71,36 @@ def keep(path: Path) -> Path:
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         key = _digest(path)
-        kept = folder / key / path.name
-        if not kept.exists():
+        try:
+            os.utime(folder / key)  # `collect_binaries` sees that it is needed again
+        except FileNotFoundError:
             _copy(path, folder, key)
     except OSError as exc:
         problem = f"cannot keep a copy of {path} in {folder}: {exc.strerror or exc}"
         raise PackagingError(f"{problem}; make room, or mend its rights") from exc
-    return kept
+    return folder / key / path.name
+
+
+def collect_binaries() -> tuple[list[Path], list[Path]]:
+    """Remove copies that no task of an experiment names, and what killed makers left; returns both.
+
+    Raises:
+        StoreError: a record cannot be read, so that nobody knows what it names.
+    """
+    home = get_nemorun_home()
+    if not (home / "binaries").is_dir():
+        return [], []
+    needed = {key for path in job_dirs(home) for key in _named(path / "task.json")}
+    return collect(home / "binaries", needed, _IN_USE)
+
+
+def _named(task: Path) -> list[str]:
+    try:
+        return _KEPT.findall(task.read_text(errors="replace"))
+    except FileNotFoundError:
+        return []  # the experiment has just been deleted
+    except OSError as exc:
+        raise StoreError(f"cannot read {task}, so that it is unknown what it needs: {exc.strerror}") from exc
 
 
 def _copy(path: Path, folder: Path, key: str) -> None:
