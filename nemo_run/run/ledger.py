@@ -48,9 +48,15 @@ class Ledger:
         before = self.records[job_id]
         if all(getattr(before, name) == value for name, value in changes.items()):
             return before
-        record = self.records[job_id] = self.store.update_job(job_id, sync=sync, **changes)
-        self.on_change(record)
-        return record
+        return self.update_all({job_id: changes}, sync=sync)[0]
+
+    def update_all(self, changes: Mapping[str, Mapping[str, Any]], *, sync: bool = False) -> list[JobRecord]:
+        """Change the records of several jobs at once and write them down; returns how they are now."""
+        found = self.store.update_jobs(changes, sync=sync)
+        self.records |= found
+        for record in found.values():
+            self.on_change(record)
+        return list(found.values())
 
     def note(self, record: JobRecord) -> None:
         """Know of a change that is not written down: whoever opens the experiment asks the backend too."""

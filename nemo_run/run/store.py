@@ -22,10 +22,10 @@ import re
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nemo_run.core.runner import write
 from nemo_run.errors import ConfigError, NotFoundError, StoreError
@@ -34,11 +34,12 @@ from nemo_run.run.records import SCHEMA, ExperimentRecord, JobEntry, JobRecord
 
 #: Folders that are being made or deleted begin with these.
 _NEW, _TRASH = ".new-", ".trash-"
-#: So many threads write new files, where there are so many folders of them.
-_WRITERS, _MANY_FOLDERS = 4, 16
+#: So many threads write, where there are so many folders or records to be written.
+_WRITERS, _MANY = 4, 16
 #: Milliseconds by which the clocks of a file server and of its clients may differ.
 _CLOCKS_DIFFER = 3_600_000
 _UNSAFE = re.compile(r"[/\x00-\x1f\x7f]+")
+T = TypeVar("T")
 
 
 class Store:
@@ -219,14 +220,37 @@ class Store:
         Returns:
             The record as it then stands.
         """
+        return self.update_jobs({job_id: changes}, sync=sync, when=when)[job_id]
+
+    def update_jobs(
+        self,
+        changes: Mapping[str, Mapping[str, Any]],
+        *,
+        sync: bool = False,
+        when: Callable[[JobRecord], bool] = lambda record: True,
+    ) -> dict[str, JobRecord]:
+        """The same for several jobs at once, whose records are then waited for together.
+
+        Args:
+            changes: Fields of their records, by job.
+            sync: As above.
+            when: As above, of each.
+
+        Returns:
+            The records as they then stand, by job.
+        """
         with self.lock():
-            current = self.read_job(job_id)
-            changed = replace(current, **changes)
-            if (current.terminal and changed.attempt <= current.attempt) or not when(current):
-                return current
-            if changed != current:
-                self.write(f"{job_id}/job.json", dump(changed.to_json()), sync=sync)
-            return changed
+            found, files = dict[str, JobRecord](), dict[str, str]()
+            for job_id, fields in changes.items():
+                current = found[job_id] = self.read_job(job_id)
+                changed = replace(current, **fields)
+                if (current.terminal and changed.attempt <= current.attempt) or not when(current):
+                    continue
+                if changed != current:
+                    found[job_id] = changed
+                    files[f"{job_id}/job.json"] = dump(changed.to_json())
+            _for_each(lambda name: self.write(name, files[name], sync=sync), files)
+            return found
 
     def write(self, name: str, text: str, *, sync: bool = False) -> None:
         """Write a file below the experiment's folder whole or not at all; see `runner.write`.
@@ -437,13 +461,19 @@ def _write_all(folder: Path, files: Mapping[str, str]) -> None:
         for name in names:
             _write_new(folder / name, files[name])
 
-    if len(by_folder) < _MANY_FOLDERS:
-        write(list(files))
+    _for_each(write, by_folder.values())
+
+
+def _for_each(deed: Callable[[T], None], things: Collection[T]) -> None:
+    """Do it for each, for several at a time where there are many."""
+    if len(things) < _MANY:
+        for thing in things:
+            deed(thing)
         return
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(_WRITERS) as pool:
-        for _ in pool.map(write, by_folder.values()):
+        for _ in pool.map(deed, things):
             pass
 
 

@@ -11,9 +11,8 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 from nemo_run.core.execution.base import AppState, Executor, JobHandle, Plan
 from nemo_run.errors import NemoRunError, TunnelError
@@ -47,8 +46,8 @@ class Submitter:
         executor = self._ledger.executor(job_id)
         try:
             plan = self._plan(job_id)
-            if self._intend(job_id):
-                self._arrived(job_id, self._execute(job_id, executor, plan))
+            if self._intend(executor, [job_id]):
+                self._arrived(executor, {job_id: self._execute(job_id, executor, plan)})
         except Exception as exc:  # a user's executor may raise anything; that is no end of the other jobs
             self._failed(job_id, exc)
 
@@ -82,15 +81,17 @@ class Submitter:
         left, sent = iter(plans), None
         with ThreadPoolExecutor(1) as sender:
             while batch := list(itertools.islice(left, executor.submit_batch)):
-                ready = [each for each in batch if not self._ledger.blocker(each) and self._intend(each)]
+                ready = self._intend(executor, [each for each in batch if not self._ledger.blocker(each)])
                 answers = sender.submit(executor.submit_many, [plans[job_id] for job_id in ready])
                 if sent:
-                    yield from self._take_up(*sent)
+                    yield from self._take_up(executor, *sent)
                 sent = ready, answers
             if sent:
-                yield from self._take_up(*sent)
+                yield from self._take_up(executor, *sent)
 
-    def _take_up(self, ready: list[str], sent: Future[list[JobHandle | NemoRunError]]) -> Iterator[str]:
+    def _take_up(
+        self, executor: Executor, ready: list[str], sent: Future[list[JobHandle | NemoRunError]]
+    ) -> Iterator[str]:
         """Write down what became of a batch."""
         answers: Sequence[JobHandle | Exception]
         try:
@@ -100,12 +101,12 @@ class Submitter:
             self.doubtful |= dict.fromkeys(ready, exc)
             yield from ready
             return
-        for job_id, answer in zip(ready, answers, strict=True):
-            if isinstance(answer, JobHandle):
-                self._arrived(job_id, answer)
-            elif self._is_ahead(job_id):
-                continue
-            else:
+        told = dict(zip(ready, answers, strict=True))
+        self._arrived(executor, {name: each for name, each in told.items() if isinstance(each, JobHandle)})
+        for job_id, answer in told.items():
+            if not isinstance(answer, JobHandle):
+                if self._is_ahead(job_id):
+                    continue
                 self._failed(job_id, answer)
             yield job_id
 
@@ -160,11 +161,11 @@ class Submitter:
         ledger.store.write(f"{job_id}/plan.txt", plan.text)
         return plan
 
-    def _intend(self, job_id: str) -> bool:
-        """Write down that a job is about to be submitted; False if somebody cancelled it meanwhile."""
-        remote = self._ledger.executor(job_id).remote
-        changes: dict[str, Any] = {"intent": time.time(), "state": AppState.SUBMITTED}
-        return not self._ledger.update(job_id, sync=remote, **changes).terminal
+    def _intend(self, executor: Executor, job_ids: Sequence[str]) -> list[str]:
+        """Write down that jobs are about to be submitted; returns those that nobody cancelled meanwhile."""
+        changes = {"intent": time.time(), "state": AppState.SUBMITTED}
+        records = self._ledger.update_all(dict.fromkeys(job_ids, changes), sync=executor.remote)
+        return [record.id for record in records if not record.terminal]
 
     def _execute(self, job_id: str, executor: Executor, plan: Plan) -> JobHandle:
         if type(executor).execute is Executor.execute:
@@ -172,10 +173,11 @@ class Submitter:
         job = self._ledger.jobs[job_id]
         return executor.execute(job.tasks if job.group else job.tasks[0], plan.spec)
 
-    def _arrived(self, job_id: str, handle: JobHandle) -> None:
-        executor = self._ledger.executor(job_id)
-        if self._ledger.update(job_id, sync=executor.remote, handle=handle).terminal:
-            executor.cancel(handle)  # somebody cancelled it before it could be seen to have arrived
+    def _arrived(self, executor: Executor, handles: Mapping[str, JobHandle]) -> None:
+        changes = {job_id: {"handle": handle} for job_id, handle in handles.items()}
+        for record in self._ledger.update_all(changes, sync=executor.remote):
+            if record.terminal:  # somebody cancelled it before it could be seen to have arrived
+                executor.cancel(handles[record.id])
 
     def _failed(self, job_id: str, error: Exception) -> None:
         logger.error("job %s of %s: submitting it failed: %s", job_id, self._ledger.store.id, error)

@@ -318,6 +318,18 @@ def test_an_older_attempt_never_overwrites_the_end_of_a_later_one(folder: str) -
     assert store.read_job("a").attempt == 2
 
 
+def test_records_of_many_jobs_change_together_and_each_end_stands(folder: str) -> None:
+    names = [f"job{number}" for number in range(40)]
+    exp = experiment("many", FakeExecutor(folder=folder), {name: [] for name in names})
+    exp.run()
+    store, again = Store(exp.path), set(names[::2])
+    changes = {name: {"attempt": 2 if name in again else 1, "message": f"changed {name}"} for name in names}
+    changed = store.update_jobs(changes, sync=True)
+    assert list(changed) == names
+    assert {name for name in names if changed[name].message == f"changed {name}"} == again
+    assert {name: Store(exp.path).read_job(name) for name in names} == changed
+
+
 # --- limits ---------------------------------------------------------------------------------------------
 
 
