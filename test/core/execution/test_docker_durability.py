@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 from contracts.executor import wait_until
-from deeds import launch, lines, nemo, script
 from dockers import IMAGE, TESTS, Containers
+from killed import GROUP, SINGLE, assert_each_ran_once, assert_ran_once, killed
 
 import nemo_run as run
 from nemo_run.run.look import refresh
@@ -21,20 +21,10 @@ pytestmark = pytest.mark.usefixtures("home", "containers")
 
 #: What tells from an audit event that a launcher is at a step: a request to the Engine, or a record.
 HEAD = """
-import json, os, pathlib
 import tasks
+from killed import sends, writes
 
-IMAGE, TESTS, trace, step, count = sys.argv[1:6]
-
-def sends(*parts):
-    return lambda event, args: event == "http.client.send" and all(part in bytes(args[1]) for part in parts)
-
-def writes(name, *parts):
-    def tell(event, args):
-        return event == "os.rename" and str(args[1]).endswith(name) and all(
-            part in pathlib.Path(args[0]).read_text() for part in parts
-        )
-    return tell
+IMAGE, TESTS, step, count, trace = sys.argv[1:]
 
 STEPS = {
     "before the intent is followed": sends(b"GET ", b"/images/"),
@@ -61,17 +51,6 @@ executor = run.DockerExecutor(
     env_vars={"PYTHONPATH": TESTS}, packager=run.Packager(),
 )
 """
-SINGLE = """
-with run.Experiment("durable", executor, clean_mode=True) as exp:
-    exp.add(run.Partial(tasks.note_down, trace + "/lines", "value", 0.3), name="job")
-    exp.run()
-"""
-GROUP = """
-with run.Experiment("durable", executor, clean_mode=True) as exp:
-    members = [run.Partial(tasks.note_down, trace + "/lines", name, 0.3) for name in ("one", "two")]
-    exp.add(members, name="job")
-    exp.run()
-"""
 STEPS = [
     "before the intent is followed", "before anything is recorded", "before the container is made",
     "after the container is made", "before the first start", "before the container is started",
@@ -81,28 +60,16 @@ STEPS = [
 ]  # fmt: skip
 
 
-def killed(folder: Path, body: str, step: str, count: int = 1) -> Path:
+def killed_at(step: str, folder: Path, body: str, count: int = 1) -> Path:
     """Run a launching script that is killed at a step; where its tasks leave their traces."""
-    trace = folder / "trace"
-    trace.mkdir()
-    done = launch(script(folder / "launch.py", HEAD + body), IMAGE, str(TESTS), str(trace), step, str(count))
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    return trace / "lines"
+    return killed(folder, HEAD + body, IMAGE, str(TESTS), step, str(count))
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_launcher_killed_at_a_step_loses_and_doubles_nothing(
     step: str, tmp_path: Path, containers: Containers
 ) -> None:
-    trace = killed(tmp_path, SINGLE, step)
-    waited = nemo("experiment", "wait", "durable")
-    assert waited.returncode == 0, waited.stderr
-    assert lines(trace) == ["value"]
-    exp = run.Experiment.from_title("durable")
-    assert exp.results() == {"job": "value"}
-    record = exp.status(return_dict=True)["job"]
-    assert (record["status"].name, record["exit_code"]) == ("SUCCEEDED", 0)
-    assert (exp.path / "job" / "logs" / "job_0.log").exists()
+    assert_ran_once(killed_at(step, tmp_path, SINGLE))
     assert containers.all() == []
 
 
@@ -119,13 +86,7 @@ def test_a_launcher_killed_at_a_step_loses_and_doubles_nothing(
 def test_a_group_is_not_started_in_part(
     step: str, count: int, tmp_path: Path, containers: Containers
 ) -> None:
-    trace = killed(tmp_path, GROUP, step, count)
-    waited = nemo("experiment", "wait", "durable")
-    assert waited.returncode == 0, waited.stderr
-    assert sorted(lines(trace)) == ["one", "two"]
-    assert run.Experiment.from_title("durable").results() == {
-        "job": {"note_down": "one", "note_down_1": "two"}
-    }
+    assert_each_ran_once(killed_at(step, tmp_path, GROUP, count))
     wait_until(lambda: (containers.all(), containers.networks()) == ([], []), "all is gone")
 
 
@@ -138,7 +99,7 @@ with run.Experiment("limited", executor, clean_mode=True) as exp:
 
 
 def test_limits_hold_when_the_launcher_is_gone(tmp_path: Path, containers: Containers) -> None:
-    trace = killed(tmp_path, LIMITED, "while waiting", 2)
+    trace = killed_at("while waiting", tmp_path, LIMITED, 2)
     wait_until((trace.parent / "here").exists, "it runs")
     [job_dir] = tmp_path.glob("home/experiments/limited/*/job")
     wait_until((job_dir / "end.json").exists, "it has been ended though nobody looks")
@@ -149,7 +110,7 @@ def test_limits_hold_when_the_launcher_is_gone(tmp_path: Path, containers: Conta
 
 
 def test_a_killed_keeper_is_replaced_by_the_next_look(tmp_path: Path, containers: Containers) -> None:
-    killed(tmp_path, LIMITED.replace("3.0", "8.0"), "while waiting", 2)
+    killed_at("while waiting", tmp_path, LIMITED.replace("3.0", "8.0"), 2)
     [job_dir] = tmp_path.glob("home/experiments/limited/*/job")
     first = keeper(job_dir)
     os.kill(first, signal.SIGKILL)

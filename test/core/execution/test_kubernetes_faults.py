@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import socket
 import threading
 import time
@@ -12,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from contracts.executor import ended, prepare, wait_until
-from deeds import launch, lines, nemo, script
 from dockers import TESTS
+from killed import GROUP, SINGLE, assert_each_ran_once, assert_ran_once, killed
 from kubes import IMAGE, Namespace
 
 import nemo_run as run
@@ -24,20 +23,11 @@ pytestmark = [pytest.mark.usefixtures("home", "kubernetes"), pytest.mark.timeout
 #: What tells from an audit event that a launcher is at a step; or at the answer to a request, which arrives
 #: and is heard by nobody.
 HEAD = """
-import http.client, os, pathlib, signal
+import http.client, os, signal
 import tasks
+from killed import sends, writes
 
-IMAGE, TESTS, trace, step = sys.argv[1:5]
-
-def sends(*parts):
-    return lambda event, args: event == "http.client.send" and all(part in bytes(args[1]) for part in parts)
-
-def writes(name, *parts):
-    def tell(event, args):
-        return event == "os.rename" and str(args[1]).endswith(name) and all(
-            part in pathlib.Path(args[0]).read_text() for part in parts
-        )
-    return tell
+IMAGE, TESTS, step, trace = sys.argv[1:]
 
 class Deaf(http.client.HTTPResponse):
     def begin(self):
@@ -70,57 +60,24 @@ executor = run.KubernetesExecutor(
     volume_mounts=[{"name": name, "mountPath": path} for name, path in volumes.items()],
 )
 """
-SINGLE = """
-with run.Experiment("durable", executor, clean_mode=True) as exp:
-    exp.add(run.Partial(tasks.note_down, trace + "/lines", "value", 0.3), name="job")
-    exp.run()
-"""
-GROUP = """
-with run.Experiment("durable", executor, clean_mode=True) as exp:
-    members = [run.Partial(tasks.note_down, trace + "/lines", name, 0.3) for name in ("one", "two")]
-    exp.add(members, name="job")
-    exp.run()
-"""
 STEPS = [
     "before anything is made", "when files are made", "before the job is made", "when the job is made",
     "before the handle is recorded", "while waiting", "before the result is recorded",
 ]  # fmt: skip
 
 
-def killed(folder: Path, body: str, step: str) -> Path:
-    """Run a launching script that is killed at a step; where its tasks leave their traces."""
-    trace = folder / "trace"
-    trace.mkdir()
-    done = launch(script(folder / "launch.py", HEAD + body), IMAGE, str(TESTS), str(trace), step)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    return trace / "lines"
-
-
 @pytest.mark.parametrize("step", STEPS)
 def test_a_launcher_killed_at_a_step_loses_and_doubles_nothing(
     step: str, tmp_path: Path, kubernetes: Namespace
 ) -> None:
-    trace = killed(tmp_path, SINGLE, step)
-    waited = nemo("experiment", "wait", "durable")
-    assert waited.returncode == 0, waited.stderr
-    assert lines(trace) == ["value"]
-    exp = run.Experiment.from_title("durable")
-    assert exp.results() == {"job": "value"}
-    record = exp.status(return_dict=True)["job"]
-    assert (record["status"].name, record["exit_code"]) == ("SUCCEEDED", 0)
-    assert (exp.path / "job" / "logs" / "job_0.log").exists()
+    assert_ran_once(killed(tmp_path, HEAD + SINGLE, IMAGE, str(TESTS), step))
     assert len(kubernetes.jobs()) == 1
 
 
 @pytest.mark.parametrize("step", ["when files are made", "when the job is made"])
 def test_a_group_is_not_started_in_part(step: str, tmp_path: Path, kubernetes: Namespace) -> None:
     """Killed between two members' Jobs, of which then neither or each runs once."""
-    trace = killed(tmp_path, GROUP, step)
-    waited = nemo("experiment", "wait", "durable")
-    assert waited.returncode == 0, waited.stderr
-    assert sorted(lines(trace)) == ["one", "two"]
-    results = {"job": {"note_down": "one", "note_down_1": "two"}}
-    assert run.Experiment.from_title("durable").results() == results
+    assert_each_ran_once(killed(tmp_path, HEAD + GROUP, IMAGE, str(TESTS), step))
 
 
 # --- connections ----------------------------------------------------------------------------------------
