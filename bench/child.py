@@ -55,10 +55,10 @@ def units(count: int, times: int) -> dict[str, Any]:
     return _paired(lambda: _units(count, "1"), measure.command("sh", "-c", loop), times)
 
 
-def units_alone(count: int, times: int) -> dict[str, Any]:
-    """Units of programs that do nothing: the least that it takes."""
+def many_units(count: int, few: int, times: int) -> dict[str, Any]:
+    """Units of programs that do nothing, beside what a few of them take, times as many."""
     _units(2, "0")
-    return {"seconds": min(_units(count, "0") for _ in range(times))}
+    return _paired(lambda: _units(count, "0"), lambda: _units(few, "0") * count / few, times)
 
 
 def _units(count: int, seconds: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from groups import PASS, child
@@ -18,17 +17,11 @@ _USED = "from nemo_run import xm, xm_local; xm_local.Local(xm.JobRequirements(cp
 def xm(sizes: Sizes) -> Group:
     """What a launch script costs beside its jobs."""
     few, many = 20, 100
-    together = child("units", few, sizes.runs)
-    row = Row(
-        what=f"{few} programs of one second, from `create_experiment` to the end of its `with`",
-        ours=together["ours"],
-        floor=together["floor"],
-        ratio=together["ratio"],
-        goal="≤ 1.5×",
+    together = _row(
+        f"{few} programs of one second, from `create_experiment` to the end of its `with`",
+        child("units", few, sizes.runs),
     )
-    units = {count: child("units_alone", count, sizes.runs)["seconds"] for count in (many // 5, many)}
-    floor = units[many // 5] * 5
-    linear = Row(what=f"{many} units of `true`", ours=units[many], floor=floor)
+    linear = _row(f"{many} units of `true`", child("many_units", many, many // 5, sizes.runs))
     return Group(
         title="Launch scripts",
         how="The first row is an interpreter that imports `nemo_run.xm_local`, the second one that also names"
@@ -38,7 +31,12 @@ def xm(sizes: Sizes) -> Group:
         rows=[
             pairs("`import nemo_run.xm_local`", python(_BARE), PASS, count=sizes.pairs, goal="≤ 3×"),
             pairs("… and use an executor", python(_USED), PASS, count=sizes.pairs),
-            row,
-            replace(linear, ratio=linear.ours / floor, goal="≤ 1.5×"),
+            together,
+            linear,
         ],
     )
+
+
+def _row(what: str, taken: dict[str, float]) -> Row:
+    figures = {name: taken[name] for name in ("ours", "floor", "ratio")}
+    return Row(what=what, goal="≤ 1.5×", **figures)
