@@ -43,7 +43,7 @@ def main() -> None:
         done.append(GROUPS[name](QUICK if chosen.quick else Sizes()))
         print(shown(done[-1]), flush=True)
     if not chosen.quick and chosen.only == list(GROUPS):
-        RESULTS.write_text(results(done, before, load()))
+        RESULTS.write_text(results([group for group in done if group.rows], before, load()))
         print(f"\nWritten to {RESULTS.relative_to(FOLDER.parent)}.")
 
 
