@@ -16,18 +16,18 @@ _USED = "from nemo_run import xm, xm_local; xm_local.Local(xm.JobRequirements(cp
 
 def xm(sizes: Sizes) -> Group:
     """What a launch script costs beside its jobs."""
-    few, many = 20, 100
+    few, many = sizes.jobs
     together = _row(
-        f"{few} programs of one second, from `create_experiment` to the end of its `with`",
-        child("units", few, sizes.runs),
+        "20 programs of one second, from `create_experiment` to the end of its `with`",
+        child("units", 20, sizes.runs),
     )
-    linear = _row(f"{many} units of `true`", child("many_units", many, many // 5, sizes.runs))
+    linear = _row(f"{many:,} units of `sleep 0`", child("many_units", many, few, sizes.runs))
     return Group(
         title="Launch scripts",
         how="The first row is an interpreter that imports `nemo_run.xm_local`, the second one that also names"
         " an executor and requirements; the floor is one that runs `pass`. Programs are started in a process"
         " that has run an experiment before; their floor is `sh` that starts as many by `&` and waits for"
-        f" all. {many} units are set beside five times what {many // 5} take: 1× is linear.",
+        f" all. {many:,} units are set beside {many // few} times what {few} take: 1× is linear.",
         rows=[
             pairs("`import nemo_run.xm_local`", python(_BARE), PASS, count=sizes.pairs, goal="≤ 3×"),
             pairs("… and use an executor", python(_USED), PASS, count=sizes.pairs),

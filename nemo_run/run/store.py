@@ -23,7 +23,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,6 +49,8 @@ class Store:
         self.path = path
         self._experiment: ExperimentRecord | None = None
         self._read_at: tuple[int, ...] = ()
+        #: What `experiment.json` holds of each job, as text: it is written anew for each that is added.
+        self._entries: dict[str, str] = {}
 
     # --- making -----------------------------------------------------------------------------------------
 
@@ -72,7 +74,7 @@ class Store:
                 open_home()
             _make_private(new)
             _write_all(new, files)
-            _write_new(new / "experiment.json", dump(asdict(record)))
+            _write_new(new / "experiment.json", _dump_experiment(record, {}))
             _rename_whole(new, final)
         except FileExistsError:
             shutil.rmtree(new, ignore_errors=True)
@@ -199,7 +201,9 @@ class Store:
             for name in files:
                 if name.partition("/")[0] not in new:
                     self.write(name, files[name])
-            self.write("experiment.json", dump(asdict(replace(record, jobs=[*record.jobs, *jobs]))))
+            grown = replace(record, jobs=[*record.jobs, *jobs])
+            self.write("experiment.json", _dump_experiment(grown, self._entries))
+            self._experiment, self._read_at = grown, self._stamp()
 
     def update_job(
         self,
@@ -438,6 +442,21 @@ def _abandoned(path: Path, after: float = 3600.0) -> bool:
 def dump(record: Any) -> str:
     """A record as readable JSON."""
     return json.dumps(record, indent=1) + "\n"
+
+
+def _dump_experiment(record: ExperimentRecord, entries: dict[str, str]) -> str:
+    """The same for an experiment's record, with a line for each job.
+
+    Args:
+        record: What is to be written.
+        entries: Takes the line of each job by its id, and those that it has are not made again.
+    """
+    for job in record.jobs:
+        if job.id not in entries:
+            entries[job.id] = json.dumps(vars(job))
+    rest = {name: value for name, value in vars(record).items() if name != "jobs"}
+    jobs = ",\n  ".join(entries[job.id] for job in record.jobs)
+    return f'{json.dumps(rest, indent=1)[:-2]},\n "jobs": [\n  {jobs}\n ]\n}}\n'
 
 
 def _write_new(path: Path, text: str) -> None:

@@ -257,6 +257,28 @@ def test_a_store_that_is_open_sees_what_another_process_adds(tmp_path: Path) -> 
     assert (store.job_dir("1") / "job.json").stat().st_mode & 0o777 == 0o600
 
 
+def test_adding_a_job_costs_no_more_the_more_there_are() -> None:
+    store, plugins = create("many"), [{"é": ["\n", None]}]
+    calls: list[int] = []
+    for number in range(300):
+        entry = JobEntry(id=str(number), roles=["one", "zwei"], dependencies=["0"][:number], plugins=plugins)
+        counted = 0
+
+        def count(frame: object, event: str, argument: object) -> None:
+            nonlocal counted
+            counted += event == "call"
+
+        sys.setprofile(count)
+        store.add_jobs([entry], {f"{number}/job.json": "{}"})
+        sys.setprofile(None)
+        calls.append(counted)
+    # Of each that is there its line and its id are read, and nothing is made of it again.
+    assert calls[-1] - calls[100] <= 2 * 200
+    assert Store(store.path).experiment() == store.experiment()
+    assert [entry.dependencies for entry in store.experiment().jobs] == [[]] + [["0"]] * 299
+    assert store.experiment().jobs[7].plugins == plugins
+
+
 def test_two_experiments_made_at_once_have_numbers_of_their_own() -> None:
     stores = [create(f"title{number}") for number in range(20)]
     assert len({store.id.rpartition("_")[2] for store in stores}) == 20
