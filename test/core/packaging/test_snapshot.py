@@ -166,7 +166,7 @@ def test_kill_9_leaves_nothing_half_and_nothing_in_the_repository(
     assert os.listdir(code.parent) == ["code"]
     for path in packages_dir(home).iterdir():
         age(path)
-    collect(home, {path.name for path in packages_dir(home).iterdir()})
+    collect(packages_dir(home), {path.name for path in packages_dir(home).iterdir()})
     assert [path.name[:1] == "." for path in packages_dir(home).iterdir()] == [False]
 
 
@@ -181,10 +181,10 @@ def test_what_somebody_needs_or_has_just_taken_stays(repo: Path, home: Path) -> 
     half.mkdir()
     age(needed.path)
     age(old.path)
-    assert collect(home, {needed.key}) == ([old.path], [])
+    assert collect(packages_dir(home), {needed.key}) == ([old.path], [])
     age(half)
     package(run.GitArchivePackager(subpath="src"), repo)
-    assert collect(home, {needed.key}) == ([], [half])
+    assert collect(packages_dir(home), {needed.key}) == ([], [half])
     assert {path.name for path in packages_dir(home).iterdir()} == {needed.key, fresh.key}
 
 
@@ -192,11 +192,11 @@ def test_taking_a_package_again_keeps_it(repo: Path, home: Path) -> None:
     made = package(run.GitArchivePackager(), repo)
     age(made.path)
     package(run.GitArchivePackager(), repo)
-    assert collect(home, set()) == ([], [])
+    assert collect(packages_dir(home), set()) == ([], [])
 
 
 def test_without_packages_there_is_nothing_to_collect(home: Path) -> None:
-    assert collect(home, set()) == ([], [])
+    assert collect(packages_dir(home), set()) == ([], [])
     assert not home.exists()
 
 
@@ -206,7 +206,7 @@ def test_launches_and_collectors_at_once_never_miss_a_package(repo: Path, home: 
 
     def keep_collecting() -> None:
         while not stop.is_set():
-            collected.extend(collect(home, set())[0])
+            collected.extend(collect(packages_dir(home), set())[0])
 
     thread = threading.Thread(target=keep_collecting)
     thread.start()
