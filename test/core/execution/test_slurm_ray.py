@@ -71,7 +71,7 @@ class Ray:
     def left(self) -> list[psutil.Process]:
         """Its processes that still run."""
         marks = {f"RAY_TOLD={self.told_in}"}
-        return [each for each in psutil.process_iter() if marks & environment(each)]
+        return [each for each in psutil.process_iter(["cmdline"]) if marks & environment(each)]
 
 
 def environment(process: psutil.Process) -> set[str]:
@@ -171,7 +171,7 @@ def test_a_node_that_cannot_join_ends_the_job_and_is_named(stand_in: Ray) -> Non
 def test_a_head_that_dies_ends_the_task(stand_in: Ray) -> None:
     job = stand_in.submit(f"{LOOK}; exec sleep 300")
     wait_until(lambda: output(job), "the task runs", 60)
-    [head] = [each for each in stand_in.left() if "--head" in each.cmdline()]
+    [head] = [each for each in stand_in.left() if "--head" in (each.info["cmdline"] or ())]
     head.kill()
     status = ended(*job)
     assert (status.state, status.exit_code) == (AppState.FAILED, 1)
