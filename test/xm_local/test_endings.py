@@ -258,7 +258,7 @@ def test_containers_are_ended_side_by_side(
     _, errors = process.communicate(timeout=60)
     assert process.returncode in (130, -signal.SIGINT), errors
     assert time.monotonic() - begun < 25
-    until(lambda: (containers.all(), containers.networks()) == ([], []), "nothing is left", 10)
+    containers.assert_gone(within=10)
     assert states() == {"CANCELLED"}
 
 
@@ -271,7 +271,7 @@ def test_a_killed_launcher_s_containers_are_found_again(
     process.communicate(timeout=30)
     waited = nemo("experiment", "wait", "ended")
     assert (waited.returncode, waited.stdout) == (0, "3 jobs succeeded.\n"), waited.stderr
-    until(lambda: (containers.all(), containers.networks()) == ([], []), "nothing is left", 10)
+    containers.assert_gone(within=10)
 
 
 # --- programs -------------------------------------------------------------------------------------------

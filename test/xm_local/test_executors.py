@@ -311,7 +311,7 @@ def test_a_container_that_fails_is_a_failure(containers: Containers) -> None:
         xm_local.create_experiment("code") as experiment,
     ):
         experiment.add(container("echo oh no; exit 3"))
-    assert (containers.all(), containers.networks()) == ([], [])
+    containers.assert_gone()
 
 
 def test_the_logs_of_twenty_short_containers_are_complete(containers: Containers, capfd: Any) -> None:
@@ -326,7 +326,7 @@ def test_the_logs_of_twenty_short_containers_are_complete(containers: Containers
         assert log.read_text() == f"begin {number}\nend {number}\n"
     printed = capfd.readouterr().out.splitlines()
     assert sorted(printed) == sorted(f"[sh] {word} {n}" for n in range(20) for word in ("begin", "end"))
-    assert (containers.all(), containers.networks()) == ([], [])
+    containers.assert_gone()
 
 
 def test_containers_of_an_experiment_reach_each_other_by_their_full_names(containers: Containers) -> None:
@@ -343,7 +343,7 @@ def test_containers_of_an_experiment_reach_each_other_by_their_full_names(contai
     with xm_local.create_experiment("talk") as experiment:
         experiment.add(serve)
     assert (experiment.path / "2" / "logs" / "client_0.log").read_text() == "hello\n"
-    assert (containers.all(), containers.networks()) == ([], [])
+    containers.assert_gone()
 
 
 def test_a_group_of_containers_goes_by_short_names_too(containers: Containers) -> None:
@@ -357,7 +357,7 @@ def test_a_group_of_containers_goes_by_short_names_too(containers: Containers) -
         xm_local.create_experiment("group") as experiment,
     ):
         experiment.add(xm.JobGroup(server=container(server), client=container(client)))
-    assert (containers.all(), containers.networks()) == ([], [])
+    containers.assert_gone()
 
 
 def test_arguments_and_environment_of_a_container_arrive_byte_for_byte(
@@ -404,7 +404,7 @@ def test_containers_that_come_and_go_share_their_network(containers: Containers)
         for _ in range(5):
             experiment.add(one_by_one)
     assert all(unit.get_status().is_completed for unit in experiment.work_units.values())
-    until(lambda: (containers.all(), containers.networks()) == ([], []), "nothing is left", 10)
+    containers.assert_gone(within=10)
 
 
 def test_a_group_of_programs_and_containers_ends_together(containers: Containers, tmp_path: Path) -> None:
@@ -416,7 +416,7 @@ def test_a_group_of_programs_and_containers_ends_together(containers: Containers
     found = {record.id for record in Store(experiment.path).experiment().jobs}
     assert found == {"1", "1.docker"}
     assert experiment.work_units[1].get_status().is_failed
-    assert (containers.all(), containers.networks()) == ([], [])
+    containers.assert_gone()
 
 
 def test_the_digest_of_an_image_is_kept(containers: Containers) -> None:

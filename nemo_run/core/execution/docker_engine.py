@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import logging
 import os
 import shutil
 import sys
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from nemo_run.errors import MissingDependencyError, SubmitError
+
+logger = logging.getLogger(__name__)
 
 #: Where an Engine listens unless told otherwise.
 DEFAULT_URL = "unix:///var/run/docker.sock"
@@ -380,14 +383,27 @@ class Engine:
 
     def remove_network(self, name: str) -> None:
         """Remove a network; harmless if it is gone, or a container is in it or about to be."""
-        try:
-            with self.making(f"network {name}"), _answered(self.url, f"removing network {name}"):
-                # A container that was made but not started is in its network for nobody but this list.
-                if not self._api.containers(all=True, quiet=True, filters={"network": name}):
-                    self._api.remove_network(name)
-        except EngineRefusal as exc:
-            if exc.status not in (403, 404):
-                raise
+        for pause in (0.1, 0.3, 0.6, 0.0):
+            try:
+                with self.making(f"network {name}"), _answered(self.url, f"removing network {name}"):
+                    # A container that was made but not started is in its network for nobody but this list.
+                    if not self._api.containers(all=True, quiet=True, filters={"network": name}):
+                        self._api.remove_network(name)
+                return
+            except EngineRefusal as exc:
+                if exc.status == 404:
+                    return
+                if exc.status != 403:
+                    raise
+            time.sleep(pause)
+        # It may keep count of one that is gone: https://github.com/moby/moby/issues/42119
+        logger.warning(
+            "the Docker Engine at %s does not remove the network %s, though no container is in it; once the"
+            " Engine has been restarted: docker network rm %s",
+            self.url,
+            name,
+            name,
+        )
 
     def started(self) -> str:
         """When the Engine itself was started: it then makes its default network anew."""

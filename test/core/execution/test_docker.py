@@ -24,6 +24,7 @@ from repositories import git, repository
 
 import nemo_run as run
 from nemo_run.core.execution.base import AppState, Executor, JobHandle, Plan
+from nemo_run.core.execution.docker_engine import JOB_DIR, TOKEN, address, connect
 from nemo_run.errors import ConfigError, JobFailedError, JobTimeoutError, SubmitError, UnsupportedError
 
 pytestmark = pytest.mark.usefixtures("containers")
@@ -517,7 +518,7 @@ class TestGroups:
             [run.Partial(tasks.serve_once, "hello"), run.Partial(tasks.ask_server, "serve_once")], name="pair"
         )
         assert experiment.run() == {"pair": {"serve_once": None, "ask_server": "hello"}}
-        assert (containers.all(), containers.networks()) == ([], [])
+        containers.assert_gone()
 
     def test_the_failure_of_one_is_named_and_ends_the_others(
         self, home: Path, containers: Containers
@@ -528,7 +529,7 @@ class TestGroups:
         record = experiment.status(return_dict=True)["group"]
         assert (record["status"], record["exit_code"]) == (AppState.FAILED, 7)
         assert record["message"] == "exit_7: exit code 7"
-        assert (containers.all(), containers.networks()) == ([], [])
+        containers.assert_gone()
 
     def test_a_group_is_cancelled_as_a_whole(self, home: Path, containers: Containers) -> None:
         experiment = run.Experiment("group", executor(), clean_mode=True, raise_on_failure=False)
@@ -536,8 +537,40 @@ class TestGroups:
         experiment.run(detach=True)
         wait_until(lambda: len(containers.all()) == 2, "both are there")
         experiment.cancel("group")
-        wait_until(lambda: (containers.all(), containers.networks()) == ([], []), "all is gone")
+        containers.assert_gone(within=30)
         assert experiment.status(return_dict=True)["group"]["status"] == AppState.CANCELLED
+
+    @pytest.mark.parametrize("refusals", [2, 9])
+    def test_a_network_that_the_engine_keeps_is_tried_again_and_then_named(
+        self,
+        home: Path,
+        tmp_path: Path,
+        containers: Containers,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+        refusals: int,
+    ) -> None:
+        """A double in place of the Engine's refusal, in the words of one that miscounted."""
+        import docker
+        import requests
+
+        name, engine = f"kept-{tmp_path.name}", connect(address(None))
+        engine.create_network(name, {TOKEN: "t", JOB_DIR: f"{tmp_path}/job"})
+        remove, refused = engine._api.remove_network, list[str]()
+
+        def refusing(name: str) -> None:
+            if len(refused) < refusals:
+                refused.append(name)
+                said = f"error while removing network: network {name} id 9dcb has active endpoints"
+                response = requests.Response()
+                response.status_code = 403
+                raise docker.errors.APIError("403 Client Error", response, said)
+            remove(name)
+
+        monkeypatch.setattr(engine._api, "remove_network", refusing)
+        engine.remove_network(name)
+        assert bool(containers.networks()) == (refusals == 9)
+        assert (f"docker network rm {name}" in caplog.text) == (refusals == 9)
 
 
 # --- what it costs --------------------------------------------------------------------------------------

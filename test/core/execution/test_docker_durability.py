@@ -87,7 +87,7 @@ def test_a_group_is_not_started_in_part(
     step: str, count: int, tmp_path: Path, containers: Containers
 ) -> None:
     assert_each_ran_once(killed_at(step, tmp_path, GROUP, count))
-    wait_until(lambda: (containers.all(), containers.networks()) == ([], []), "all is gone")
+    containers.assert_gone(within=30)
 
 
 LIMITED = """
