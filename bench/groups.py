@@ -147,8 +147,8 @@ def make_experiments(count: int, titles: int) -> str:
 
 def sequential(sizes: Sizes) -> Group:
     """One task, and one after the other."""
-    one = _paired("one no-op Python task, `run.run` to its value", "≤ 5×", "one", 3 * sizes.runs)
-    five = _paired("5 of them in sequence, one experiment", "≤ 3×", "sequence", 5, sizes.runs)
+    one = paired("one no-op Python task, `run.run` to its value", "≤ 5×", "one", 3 * sizes.runs)
+    five = paired("5 of them in sequence, one experiment", "≤ 3×", "sequence", 5, sizes.runs)
     script = "import nemo_run as run, noop; run.run(noop.noop, run.LocalExecutor(), tail_logs=False)"
     with _home():
         what = "a whole script that runs one, imports included"
@@ -170,13 +170,13 @@ def sequential(sizes: Sizes) -> Group:
 def parallel(sizes: Sizes) -> Group:
     """Many at once."""
     rows = [
-        _paired(f"{count} no-op Python tasks, {_width(width)}", "≤ 2×" if count > 1 else "≤ 5×",
+        paired(f"{count} no-op Python tasks, {_width(width)}", "≤ 2×" if count > 1 else "≤ 5×",
                 "parallel", count, width, _runs(sizes, count), "noop")
         for count in sizes.parallel
         for width in (2, 0)
     ]  # fmt: skip
     rows += [
-        _paired(f"{sizes.scripts} Scripts of a bare `python`, {_width(width)}", "≤ 1.3×",
+        paired(f"{sizes.scripts} Scripts of a bare `python`, {_width(width)}", "≤ 1.3×",
                 "parallel", sizes.scripts, width, sizes.runs, "script")
         for width in (2, 0)
     ]  # fmt: skip
@@ -308,7 +308,8 @@ def _quickest(name: str, *arguments: Any, times: int) -> dict[str, float]:
     return {part: min(figures[part] for figures in taken) for part in taken[0]}
 
 
-def _paired(what: str, goal: str, name: str, *arguments: Any) -> Row:
+def paired(what: str, goal: str, name: str, *arguments: Any) -> Row:
+    """A row that a function of `child.py` measured beside its floor."""
     taken = child(name, *arguments)
     return Row(what=what, ours=taken["ours"], floor=taken["floor"], ratio=taken["ratio"], goal=goal)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from groups import PASS, child
-from measure import Group, Row, pairs, python
+from groups import PASS, paired
+from measure import Group, pairs, python
 
 if TYPE_CHECKING:
     from groups import Sizes
@@ -17,11 +17,7 @@ _USED = "from nemo_run import xm, xm_local; xm_local.Local(xm.JobRequirements(cp
 def xm(sizes: Sizes) -> Group:
     """What a launch script costs beside its jobs."""
     few, many = sizes.jobs
-    together = _row(
-        "20 programs of one second, from `create_experiment` to the end of its `with`",
-        child("units", 20, sizes.runs),
-    )
-    linear = _row(f"{many:,} units of `sleep 0`", child("many_units", many, few, sizes.runs))
+    goal, whole = "≤ 1.5×", "from `create_experiment` to the end of its `with`"
     return Group(
         title="Launch scripts",
         how="The first row is an interpreter that imports `nemo_run.xm_local`, the second one that also names"
@@ -31,12 +27,7 @@ def xm(sizes: Sizes) -> Group:
         rows=[
             pairs("`import nemo_run.xm_local`", python(_BARE), PASS, count=sizes.pairs, goal="≤ 3×"),
             pairs("… and use an executor", python(_USED), PASS, count=sizes.pairs),
-            together,
-            linear,
+            paired(f"20 programs of one second, {whole}", goal, "units", 20, sizes.runs),
+            paired(f"{many:,} units of `sleep 0`", goal, "many_units", many, few, sizes.runs),
         ],
     )
-
-
-def _row(what: str, taken: dict[str, float]) -> Row:
-    figures = {name: taken[name] for name in ("ours", "floor", "ratio")}
-    return Row(what=what, goal="≤ 1.5×", **figures)

@@ -52,7 +52,7 @@ def killed(folder: Path, body: str, *words: str) -> Path:
     return trace / "lines"
 
 
-def assert_ran_once(trace: Path) -> run.Experiment:
+def assert_ran_once(trace: Path) -> None:
     """The job of `SINGLE` ends, has run once, and its end, value and log are there."""
     waited = nemo("experiment", "wait", "durable")
     assert waited.returncode == 0, waited.stderr
@@ -62,7 +62,6 @@ def assert_ran_once(trace: Path) -> run.Experiment:
     record = exp.status(return_dict=True)["job"]
     assert (record["status"].name, record["exit_code"]) == ("SUCCEEDED", 0)
     assert (exp.path / "job" / "logs" / "job_0.log").exists()
-    return exp
 
 
 def assert_each_ran_once(trace: Path) -> None:

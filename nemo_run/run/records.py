@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 from nemo_run.core.execution.base import TERMINAL, AppState, JobHandle
@@ -24,6 +26,11 @@ class JobEntry:
     #: Plugins as trees; what they changed is in the task and the executor already.
     plugins: list[Any] = field(default_factory=list)
     group: bool = False
+
+    @cached_property
+    def line(self) -> str:
+        """As `experiment.json` holds it; made once, as that is written anew for each job that is added."""
+        return json.dumps({entry.name: getattr(self, entry.name) for entry in fields(self)})
 
 
 @dataclass(frozen=True, kw_only=True)

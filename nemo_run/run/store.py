@@ -49,8 +49,6 @@ class Store:
         self.path = path
         self._experiment: ExperimentRecord | None = None
         self._read_at: tuple[int, ...] = ()
-        #: What `experiment.json` holds of each job, as text: it is written anew for each that is added.
-        self._entries: dict[str, str] = {}
 
     # --- making -----------------------------------------------------------------------------------------
 
@@ -74,7 +72,7 @@ class Store:
                 open_home()
             _make_private(new)
             _write_all(new, files)
-            _write_new(new / "experiment.json", _dump_experiment(record, {}))
+            _write_new(new / "experiment.json", _dump_experiment(record))
             _rename_whole(new, final)
         except FileExistsError:
             shutil.rmtree(new, ignore_errors=True)
@@ -202,7 +200,7 @@ class Store:
                 if name.partition("/")[0] not in new:
                     self.write(name, files[name])
             grown = replace(record, jobs=[*record.jobs, *jobs])
-            self.write("experiment.json", _dump_experiment(grown, self._entries))
+            self.write("experiment.json", _dump_experiment(grown))
             self._experiment, self._read_at = grown, self._stamp()
 
     def update_job(
@@ -444,18 +442,10 @@ def dump(record: Any) -> str:
     return json.dumps(record, indent=1) + "\n"
 
 
-def _dump_experiment(record: ExperimentRecord, entries: dict[str, str]) -> str:
-    """The same for an experiment's record, with a line for each job.
-
-    Args:
-        record: What is to be written.
-        entries: Takes the line of each job by its id, and those that it has are not made again.
-    """
-    for job in record.jobs:
-        if job.id not in entries:
-            entries[job.id] = json.dumps(vars(job))
+def _dump_experiment(record: ExperimentRecord) -> str:
+    """The same for an experiment's record, with a line for each job."""
     rest = {name: value for name, value in vars(record).items() if name != "jobs"}
-    jobs = ",\n  ".join(entries[job.id] for job in record.jobs)
+    jobs = ",\n  ".join([job.line for job in record.jobs])
     return f'{json.dumps(rest, indent=1)[:-2]},\n "jobs": [\n  {jobs}\n ]\n}}\n'
 
 

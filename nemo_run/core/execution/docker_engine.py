@@ -391,10 +391,10 @@ class Engine:
                         self._api.remove_network(name)
                 return
             except EngineRefusal as exc:
-                if exc.status == 404:
-                    return
-                if exc.status != 403:
+                if exc.status not in (403, 404):
                     raise
+                if "active endpoints" not in exc.output:  # it is gone, or one of the Engine's own
+                    return
             time.sleep(pause)
         # It may keep count of one that is gone: https://github.com/moby/moby/issues/42119
         logger.warning(

@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from nemo_run.core.execution.checks import check_whole_job, parse_bytes
 from nemo_run.core.execution.docker_engine import JOB_DIR, ROLE, TOKEN, address, is_socket, socket_owner
 from nemo_run.core.execution.docker_entrypoint import ONE_STREAM, plan_own, plan_own_from_file
 from nemo_run.core.execution.docker_files import LIBRARY, PACKAGE, RUNDIR, START, written
-from nemo_run.core.packaging.image import ImagePackager
+from nemo_run.core.packaging.image import planned_image
 from nemo_run.errors import ConfigError
 from nemo_run.shell import Expand, expands, exports, join, through_shell
 
@@ -82,7 +81,8 @@ def _plan_role(
     workdir = role.metadata["workdir"]
     if workdir.startswith(f"{RUNDIR}/"):  # else the Engine makes it, and it is root's
         folders.append(os.path.relpath(os.path.normpath(workdir), RUNDIR))
-    of_image, build = not role.entrypoint, _build(executor, spec)
+    of_image = not role.entrypoint
+    build = planned_image(executor.packager, executor.container_image, spec.package)
     user = executor.user or "" if of_image else _user(executor, url)
     nobody = executor.user is None and not of_image and not user.startswith("0:")
     argv, env, start = _start(role, nobody=nobody)
@@ -145,15 +145,6 @@ def _start(role: Role, *, nobody: bool) -> tuple[list[str], dict[str, Any], dict
         return (through_shell(argv, env) if expands(argv, env) else argv), told, None
     untold = {name: written(value) for name, value in env.items() if name not in told}
     return ["/bin/sh", START], told, {"argv": list(map(written, argv)), "env": untold}
-
-
-def _build(executor: DockerExecutor, spec: JobSpec) -> dict[str, Any] | None:
-    """The image that the job's code is to be built into, if it is."""
-    if not isinstance(executor.packager, ImagePackager):
-        return None
-    context = Path(spec.package["code"]) if spec.package else None
-    image = executor.packager.image(executor.container_image, spec.package, context)
-    return {**asdict(image), "context": str(context)}
 
 
 def _can_be_told(word: Any) -> bool:

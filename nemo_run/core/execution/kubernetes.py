@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,7 +33,7 @@ from nemo_run.core.execution.kubernetes_nodes import (
 from nemo_run.core.execution.kubernetes_start import LIBRARY, RUNDIR
 from nemo_run.core.packaging.base import Packager
 from nemo_run.core.packaging.git import GitArchivePackager
-from nemo_run.core.packaging.image import ImagePackager
+from nemo_run.core.packaging.image import ImagePackager, planned_image
 from nemo_run.errors import UnsupportedError
 from nemo_run.shell import Expand
 
@@ -204,7 +204,7 @@ class KubernetesExecutor(Executor):
 
     def image_of(self, spec: JobSpec) -> str:
         """The image of its pods."""
-        if (build := _build(self, spec)) is None:
+        if (build := planned_image(self.packager, self.container_image, spec.package)) is None:
             return self.container_image
         return str(build["push"] or build["tag"])
 
@@ -259,7 +259,7 @@ class KubernetesExecutor(Executor):
             "start_patience": self.start_patience,
             "claim": claim,
             "secrets": _secrets(spec),
-            "build": _build(self, spec),
+            "build": planned_image(self.packager, self.container_image, spec.package),
         }
         sent = [claim["pod"], *objects] if claim else objects
         return Plan(spec=spec, text=as_text(sent, heading), request=request)
@@ -315,12 +315,3 @@ def _secrets(spec: JobSpec) -> dict[str, Any]:
 
     values = (value for role in spec.app.roles for value in role.env.values())
     return {value.name: value.source() for value in values if isinstance(value, Secret)}
-
-
-def _build(executor: KubernetesExecutor, spec: JobSpec) -> dict[str, Any] | None:
-    """The image that the job's code is to be built into, if it is."""
-    if not isinstance(executor.packager, ImagePackager):
-        return None
-    context = Path(spec.package["code"]) if spec.package else None
-    image = executor.packager.image(executor.container_image, spec.package, context)
-    return {**asdict(image), "context": str(context)}

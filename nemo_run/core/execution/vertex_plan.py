@@ -7,7 +7,6 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from nemo_run.core.execution.checks import check_whole_job
 from nemo_run.core.execution.launcher import Launcher, get_launcher
 from nemo_run.core.execution.vertex import LIBRARY, RUNDIR, STRATEGIES, unable
 from nemo_run.core.execution.vertex_files import library_digest
-from nemo_run.core.packaging.image import ImagePackager
+from nemo_run.core.packaging.image import planned_image
 from nemo_run.errors import ConfigError
 from nemo_run.shell import expands, exports, join, through_shell
 
@@ -76,7 +75,11 @@ def plan(executor: VertexExecutor, spec: JobSpec) -> Plan:
         "starts": maker.starts,
         "archives": _archives(executor, spec, stage),
         "code": str(spec.package["code"]) if spec.package and executor.packager.copies_code else None,
-        "builds": [build for member in _members(spec) if (build := _build(member, spec))],
+        "builds": [
+            build
+            for member in _members(spec)
+            if (build := planned_image(member.packager, member.container_image, spec.package))
+        ],
         "endpoints": [executor.endpoint, executor.storage_endpoint, executor.logging_endpoint],
         "parent": executor.parent,
         "tasks": {role.name: tasks_of(pools, at) for at, role in enumerate(spec.app.roles)},
@@ -217,7 +220,7 @@ class _Containers:
         if bad := [what for what, word in shown if not _is_text(word)]:
             mend = "hand it over in a file" if member.staging_bucket else "give a staging_bucket"
             raise ConfigError(f"{role.name!r} cannot be given {bad[0]}: Vertex AI takes UTF-8 alone; {mend}")
-        build = _build(member, self._spec)
+        build = planned_image(member.packager, member.container_image, self._spec.package)
         container = {
             "imageUri": build["push"] if build else member.container_image,
             "command": command,
@@ -303,15 +306,6 @@ def _stage(executor: VertexExecutor, spec: JobSpec) -> str:
         return ""
     plain = [re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:100] for name in (spec.experiment_id, spec.id)]
     return f"{executor.staging()[1]}nemo_run/{plain[0]}/{plain[1]}-{digest(spec.token)[:8]}"
-
-
-def _build(member: VertexExecutor, spec: JobSpec) -> dict[str, Any] | None:
-    """The image that the job's code is to be built into, if it is."""
-    if not isinstance(member.packager, ImagePackager):
-        return None
-    context = Path(spec.package["code"]) if spec.package else None
-    image = member.packager.image(member.container_image, spec.package, context)
-    return {**asdict(image), "context": str(context)}
 
 
 def _plain(env: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -132,6 +132,22 @@ class ImagePackager(Packager):
         lines += [f"WORKDIR {CODE}"] if self.docker_instructions else []
         lines += [f"ENTRYPOINT {json.dumps(self.entrypoint)}"] if self.entrypoint is not None else []
         return "\n".join(lines) + "\n"
+
+
+def planned_image(
+    packager: Packager, base_image: str, package: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """The image that a job's code is to be built into, as JSON; None where it travels otherwise.
+
+    Args:
+        packager: What brings the code.
+        base_image: What the executor calls its image.
+        package: What is recorded of the packaged code, if there is any yet.
+    """
+    if not isinstance(packager, ImagePackager):
+        return None
+    context = Path(package["code"]) if package else None
+    return {**asdict(packager.image(base_image, package, context)), "context": str(context)}
 
 
 def _are_lines(given: Any) -> bool:

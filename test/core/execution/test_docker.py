@@ -572,6 +572,13 @@ class TestGroups:
         assert bool(containers.networks()) == (refusals == 9)
         assert (f"docker network rm {name}" in caplog.text) == (refusals == 9)
 
+    def test_a_network_of_the_engine_s_own_is_left_without_a_word(
+        self, home: Path, containers: Containers, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        connect(address(None)).remove_network("none")
+        assert "none" in [network.name for network in containers.client.networks.list()]
+        assert not caplog.text
+
 
 # --- what it costs --------------------------------------------------------------------------------------
 
